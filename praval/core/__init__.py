@@ -1,0 +1,1 @@
+"""The kernel: spores, mailboxes, the Reef and its agents."""

@@ -1,0 +1,34 @@
+"""Where am I? What code that runs inside a handler can find out about its surroundings.
+
+Two context variables: the worker (set once per worker task) and the spore (set per delivery).
+A task that a handler starts inherits both. While the worker still handles that very spore, the
+task belongs to the handling; afterwards it is an orphan, which publishes without a parent.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+from praval.core.spore import Spore
+
+if TYPE_CHECKING:
+    from praval.core.agent import AgentDefinition
+    from praval.core.runner import Worker
+
+current_worker: ContextVar[Worker | None] = ContextVar("current_worker", default=None)
+current_spore: ContextVar[Spore | None] = ContextVar("current_spore", default=None)
+
+
+def open_handling() -> Worker | None:
+    """Return the worker that handles the current spore right now; None outside handlers."""
+    worker = current_worker.get()
+    if worker is None or worker.spore is None or worker.spore is not current_spore.get():
+        return None
+    return worker
+
+
+def current_agent() -> AgentDefinition | None:
+    """Return the definition of the agent whose handler runs here; None outside handlers."""
+    worker = current_worker.get()
+    return None if worker is None else worker.runner.agent

@@ -1,0 +1,203 @@
+"""Deliveries: one spore on its way to one agent, and what became of it.
+
+The unit of the ledger is the delivery. Each ends in exactly one :class:`Outcome`; a spore that
+nobody receives is one delivery too. Where deliveries end: ``praval.core.ledger``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections import Counter
+from collections.abc import Callable, Generator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from praval.core.spore import Header, Spore, decode_knowledge
+
+if TYPE_CHECKING:
+    from praval.core.tree import Tree
+
+
+class Outcome(enum.IntEnum):
+    """How a delivery ended."""
+
+    HANDLED = 0
+    FAILED = 1
+    EXPIRED = 2
+    FILTERED = 3
+    REJECTED = 4
+    UNDELIVERABLE = 5
+    DUPLICATE = 6
+    CANCELLED = 7
+
+
+class Reason(enum.StrEnum):
+    """Why a delivery ended otherwise than handled."""
+
+    HANDLER_RAISED = "handler raised"
+    HANDLER_TIMEOUT = "handler timed out"
+    CRASH_LOOP = "its process died each time"
+    TTL = "time to live was over"
+    CONDITION = "condition was false"
+    TYPE = "agent does not respond to this type"
+    MAILBOX_FULL = "mailbox full"
+    DROPPED_OLDEST = "dropped for a newer one"
+    TREE_BUDGET = "causal tree spent its spores"
+    HOP_LIMIT = "chain too long"
+    NO_RECIPIENT = "nobody listens"
+    UNKNOWN_AGENT = "no such agent"
+    JOURNAL = "journal could not be written"
+    LATE_REPLY = "nobody waits for this reply any more"
+    SAME_ID = "id seen before"
+    STOPPED = "its session was over"
+    CLEARED = "channel cleared"
+    AGENT_REMOVED = "agent removed"
+    CLOSED = "reef closed"
+    PUBLISHER_CANCELLED = "publisher was cancelled while waiting for room"
+    HANDLER_CANCELLED = "handler was cancelled"
+
+
+class Posted(msgspec.Struct, eq=False):
+    """An accepted spore on its way. One object serves all receivers of a broadcast."""
+
+    header: Header
+    raw: bytes
+    load: Callable[[], dict[str, Any]]
+    """Returns a fresh copy of the knowledge."""
+    tree: Tree | None = None
+    attempt: int = 1
+
+    def open(self) -> Spore:
+        """Make the spore as one receiver sees it."""
+        return Spore(self.header, self.load(), self.attempt)
+
+
+_SCALARS = frozenset({str, int, float, bool, type(None)})
+
+
+def loader(raw: bytes, receivers: int) -> Callable[[], dict[str, Any]]:
+    """Return the cheapest way to give each of ``receivers`` a knowledge of its own.
+
+    For one receiver that is decoding. For several, flat knowledge is decoded once and copied.
+    """
+    if receivers > 1:
+        knowledge = decode_knowledge(raw)
+        if _SCALARS.issuperset(map(type, knowledge.values())):
+            return knowledge.copy
+    return lambda: decode_knowledge(raw)
+
+
+class DeadLetter(msgspec.Struct, frozen=True):
+    """A delivery that failed or expired, kept so that it can be looked at and replayed."""
+
+    id: str
+    """Names this dead letter in ``reef.replay(id)``."""
+    spore: Spore
+    agent: str
+    reason: Reason
+    error: str
+    attempts: int
+    at: float
+    """UTC seconds since the epoch."""
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """A loss as a session reports it in ``.errors``."""
+
+    agent: str | None
+    spore: Spore
+    outcome: Outcome
+    reason: Reason
+    error: BaseException | None = None
+
+    def __str__(self) -> str:
+        cause = f": {self.error!r}" if self.error else ""
+        return f"{self.agent or 'nobody'} <- {self.spore.type!r}: {self.reason.value}{cause}"
+
+
+class Receipt(msgspec.Struct):
+    """What became of a publication. Awaiting it waits until it is accepted, and returns it.
+
+    Awaiting raises the error if the spore could not be accepted at all (an unknown recipient, a
+    spent budget, a full mailbox of the only recipient).
+    """
+
+    id: str
+    """Id of the spore."""
+    recipients: int = 0
+    """Number of agents that accepted it."""
+    rejected: tuple[str, ...] = ()
+    """Agents whose mailbox had no room."""
+    error: BaseException | None = None
+    pending: Any = None
+    """The future of an acceptance that is still on its way (journal), else None."""
+
+    def __await__(self) -> Generator[Any, None, Receipt]:
+        if self.pending is not None:
+            # a cancelled waiter must not cancel what others wait for
+            yield from asyncio.shield(self.pending).__await__()
+        if self.error is not None:
+            raise self.error
+        return self
+
+
+class LedgerSnapshot(msgspec.Struct, frozen=True):
+    """The ledger at one moment; all fields count deliveries, ``published`` counts spores."""
+
+    handled: int = 0
+    failed: int = 0
+    expired: int = 0
+    filtered: int = 0
+    rejected: int = 0
+    undeliverable: int = 0
+    duplicate: int = 0
+    cancelled: int = 0
+    pending: int = 0
+    deliveries: int = 0
+    published: int = 0
+    reasons: dict[str, int] = msgspec.field(default_factory=dict)
+    """Reason -> deliveries that ended otherwise than handled."""
+
+    @property
+    def settled(self) -> int:
+        """Deliveries that have ended."""
+        return sum(getattr(self, outcome.name.lower()) for outcome in Outcome)
+
+    @property
+    def balanced(self) -> bool:
+        """Whether every delivery is pending or ended in exactly one state."""
+        return self.deliveries == self.settled + self.pending
+
+    def __str__(self) -> str:
+        states = {name: getattr(self, name) for name in (*STATES, "pending")}
+        parts = ", ".join(f"{count} {name}" for name, count in states.items() if count)
+        verdict = "balanced" if self.balanced else "NOT BALANCED"
+        return f"{self.deliveries} deliveries: {parts or 'none'} ({verdict})"
+
+
+STATES = tuple(outcome.name.lower() for outcome in Outcome)
+
+
+class Tally:
+    """Counts of deliveries."""
+
+    __slots__ = ("counts", "deliveries", "pending", "published", "reasons")
+
+    def __init__(self) -> None:
+        self.counts = [0] * len(Outcome)
+        self.deliveries = 0
+        self.pending = 0
+        self.published = 0
+        self.reasons: Counter[Reason] = Counter()
+
+    def snapshot(self, pending: int, counts: Sequence[int] | None = None) -> LedgerSnapshot:
+        """Return the counts, with ``pending`` as counted where the deliveries wait."""
+        return LedgerSnapshot(
+            **dict(zip(STATES, counts or self.counts, strict=True)),
+            pending=pending,
+            deliveries=self.deliveries,
+            published=self.published,
+            reasons={reason.value: number for reason, number in self.reasons.items()},
+        )

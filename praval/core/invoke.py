@@ -1,0 +1,112 @@
+"""How a handler is called: injection, threads, conditions and interceptors, composed once.
+
+The common case, a coroutine function whose only parameter is ``spore``, is called as it is.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from praval.core.agent import AgentDefinition
+from praval.core.interceptor import Interceptor
+from praval.core.spore import Spore
+from praval.core.threads import WorkerThreads
+from praval.errors import HandlerSignatureError
+
+if TYPE_CHECKING:
+    from praval.core.reef import Reef
+
+Invoke = Callable[[Spore], Awaitable[Any]]
+
+
+class Filtered:
+    """What an invocation returns when the agent's condition was false."""
+
+
+FILTERED = Filtered()
+
+
+def build_invoke(
+    agent: AgentDefinition,
+    reef: Reef,
+    threads: WorkerThreads,
+    interceptors: Sequence[Interceptor],
+) -> Invoke:
+    """Compose everything that stands between a worker and the handler.
+
+    Raises:
+        HandlerSignatureError: a parameter of the handler cannot be injected.
+    """
+    arguments = injection(agent, reef)
+    invoke = _caller(agent, arguments, threads)
+    for interceptor in reversed(interceptors):
+        invoke = _around(interceptor, agent, invoke)
+    if agent.options.condition is not None:
+        invoke = _conditional(agent.options.condition, invoke)
+    return invoke
+
+
+def injection(agent: AgentDefinition, reef: Reef) -> dict[str, Any]:
+    """Return what is injected beside ``spore``: parameter name -> value.
+
+    Raises:
+        HandlerSignatureError: a parameter without a default that nobody provides.
+    """
+    makers: dict[str, Callable[[Reef], Any]] = {
+        "reef": lambda reef: reef,
+        "agent": lambda _: agent,
+        **agent.injected,
+    }
+    arguments = {}
+    for name, parameter in inspect.signature(agent.handler).parameters.items():
+        if name == "spore" or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        if name in makers:
+            arguments[name] = makers[name](reef)
+        elif parameter.default is parameter.empty:
+            raise HandlerSignatureError(
+                f"The handler of agent {agent.name!r} wants {name!r}, which nothing provides "
+                f"(known: spore, {', '.join(makers)}). Give it a default, or add the decorator "
+                "that provides it."
+            )
+    return arguments
+
+
+def _caller(agent: AgentDefinition, arguments: dict[str, Any], threads: WorkerThreads) -> Invoke:
+    handler = agent.handler
+    if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(
+        getattr(handler, "__call__", None)  # noqa: B004 - an object with an async __call__
+    ):
+        if not arguments:
+            return handler
+
+        async def call(spore: Spore) -> Any:
+            return await handler(spore=spore, **arguments)
+
+        return call
+
+    def plain(spore: Spore) -> Any:
+        return handler(spore=spore, **arguments)
+
+    async def call_in_thread(spore: Spore) -> Any:
+        value = await threads.run(plain, spore)
+        # a plain wrapper around a coroutine function returns what is to be awaited
+        return await value if inspect.isawaitable(value) else value
+
+    return call_in_thread
+
+
+def _around(interceptor: Interceptor, agent: AgentDefinition, invoke: Invoke) -> Invoke:
+    async def call(spore: Spore) -> Any:
+        return await interceptor.handle(spore, agent, invoke)
+
+    return call
+
+
+def _conditional(condition: Callable[[Spore], bool], invoke: Invoke) -> Invoke:
+    async def call(spore: Spore) -> Any:
+        return await invoke(spore) if condition(spore) else FILTERED
+
+    return call

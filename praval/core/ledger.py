@@ -1,0 +1,234 @@
+"""The ledger of one Reef: every delivery begins and ends here, and is counted once.
+
+:meth:`Ledger.settle` is the only place where a delivery ends; what ends otherwise than handled
+passes :meth:`Ledger.lose` first, which says why, tells whoever waits, and keeps the dead letter.
+Look there for lost messages: nothing else may drop one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from praval.core.delivery import DeadLetter, Failure, Outcome, Posted, Reason, Tally
+from praval.core.spore import wire_bytes
+
+if TYPE_CHECKING:
+    from praval.core.journal import Journal
+    from praval.core.runner import AgentRunner, Emission
+
+log = logging.getLogger("praval.ledger")
+
+BURIED = (Outcome.FAILED, Outcome.EXPIRED)
+"""Outcomes that leave a dead letter."""
+
+LossListener = Callable[[Posted, "AgentRunner | None", Outcome, Reason, "BaseException | None"], None]
+
+
+class Ledger(Tally):
+    """Counts, dead letters and quiescence of one Reef; used on its loop only."""
+
+    __slots__ = (
+        "_dead_rows", "_idle", "clock", "dead_letters", "in_transit", "journal", "listeners",
+        "loop",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        clock: Callable[[], float],
+        journal: Journal | None,
+        dead_letters: int,
+    ) -> None:
+        super().__init__()
+        self.loop = loop
+        self.clock = clock
+        self.journal = journal
+        self.dead_letters: deque[DeadLetter] = deque(maxlen=dead_letters)
+        self.in_transit = 0
+        """Accepted deliveries that are not in a mailbox yet: no room there, or not journalled."""
+        self.listeners: list[LossListener] = []
+        """Called for every loss: open requests, error events."""
+        self._dead_rows: dict[str, asyncio.Future[int]] = {}
+        self._idle: list[asyncio.Future[None]] = []
+
+    # -- beginning -----------------------------------------------------------------------
+
+    def accept(self, posted: Posted, deliveries: int) -> None:
+        """So many deliveries of a spore begin."""
+        self.deliveries += deliveries
+        self.pending += deliveries
+        if posted.tree is not None and posted.tree.watch is not None:
+            posted.tree.watch.accept(deliveries)
+
+    def count(
+        self,
+        posted: Posted,
+        outcome: Outcome,
+        reason: Reason | None = None,
+        error: BaseException | None = None,
+    ) -> None:
+        """Count a delivery that ends as it begins: nobody's mailbox ever held it."""
+        self.accept(posted, 1)
+        if reason is not None:
+            self.lose(posted, None, outcome, reason, error)
+        self.settle(posted, None, outcome)
+
+    def count_duplicate(self, posted: Posted) -> None:
+        """End an accepted delivery whose id was seen before."""
+        self.lose(posted, None, Outcome.DUPLICATE, Reason.SAME_ID, None)
+        self.settle(posted, None, Outcome.DUPLICATE)
+
+    # -- ending --------------------------------------------------------------------------
+
+    def settle(
+        self,
+        posted: Posted,
+        runner: AgentRunner | None,
+        outcome: Outcome,
+        emitted: Sequence[Emission] = (),
+    ) -> asyncio.Future[None] | None:
+        """End a delivery. With a journal, return the future of its mark.
+
+        ``emitted`` was emitted by a transactional handler: it is accepted with this mark.
+        """
+        for spore, runners in emitted:
+            self.accept(spore, len(runners))
+        if runner is None:
+            self.counts[outcome] += 1
+        self.pending -= 1
+        watch = posted.tree.watch if posted.tree is not None else None
+        if watch is not None:
+            watch.settle(outcome)
+        if not self.pending:
+            self.became_idle()
+        if self.journal is not None and runner is not None and outcome not in BURIED:
+            return self._mark(self.journal, posted, runner, outcome, emitted)
+        for spore, runners in emitted:
+            for receiver in runners:
+                receiver.put(spore)
+        return None
+
+    def lose(
+        self,
+        posted: Posted,
+        runner: AgentRunner | None,
+        outcome: Outcome,
+        reason: Reason,
+        error: BaseException | None,
+    ) -> None:
+        """Record why a delivery is about to end otherwise than handled."""
+        self.reasons[reason] += 1
+        name = runner.name if runner is not None else None
+        log.log(
+            logging.ERROR if outcome is Outcome.FAILED else logging.DEBUG,
+            "spore %s (%s) to agent %s: %s, %s%s",
+            posted.header.id, posted.header.type, name, outcome.name.lower(), reason.value,
+            f": {error!r}" if error is not None else "",
+            exc_info=error if outcome is Outcome.FAILED else None,
+        )  # fmt: skip
+        if outcome in BURIED and runner is not None:
+            self._bury(posted, runner, reason, error)
+        watch = posted.tree.watch if posted.tree is not None else None
+        if watch is not None and outcome not in (Outcome.FILTERED, Outcome.UNDELIVERABLE):
+            watch.failures.append(Failure(name, posted.open(), outcome, reason, error))
+        for listener in self.listeners:
+            listener(posted, runner, outcome, reason, error)
+
+    def _bury(
+        self, posted: Posted, runner: AgentRunner, reason: Reason, error: BaseException | None
+    ) -> None:
+        letter = DeadLetter(
+            id=f"{posted.header.id}:{runner.name}",
+            spore=posted.open(),
+            agent=runner.name,
+            reason=reason,
+            error=repr(error) if error is not None else reason.value,
+            attempts=posted.attempt,
+            at=self.clock(),
+        )
+        self.dead_letters.append(letter)
+        if self.journal is not None:
+            self._dead_rows[letter.id] = self.journal.bury(
+                posted.header.id, runner.name, reason.value, letter.error, posted.attempt
+            )
+
+    def _mark(
+        self,
+        journal: Journal,
+        posted: Posted,
+        runner: AgentRunner,
+        outcome: Outcome,
+        emitted: Sequence[Emission],
+    ) -> asyncio.Future[None]:
+        rows = [
+            (spore.header.id, wire_bytes(spore.header, spore.raw), tuple(r.name for r in runners))
+            for spore, runners in emitted
+        ]
+        mark = journal.settle(posted.header.id, runner.name, outcome.name.lower(), rows)
+
+        def hand_over(done: asyncio.Future[None]) -> None:
+            failed = done.cancelled() or done.exception() is not None
+            for spore, runners in emitted:
+                self.in_transit -= len(runners)
+                for receiver in runners:
+                    if failed:
+                        receiver.lose(None, spore, Outcome.REJECTED, Reason.JOURNAL)
+                    else:
+                        receiver.put(spore)
+
+        if emitted:
+            self.in_transit += sum(len(runners) for _, runners in emitted)
+            mark.add_done_callback(hand_over)
+        return mark
+
+    def absorb(self, runner: AgentRunner) -> None:
+        """Take over the counts of an agent that is gone."""
+        self.counts = [a + b for a, b in zip(self.counts, runner.counts, strict=True)]
+        runner.counts = [0] * len(Outcome)
+
+    # -- dead letters --------------------------------------------------------------------
+
+    def restore(self, letter: DeadLetter, row: int) -> None:
+        """Take a dead letter over from the journal."""
+        future: asyncio.Future[int] = self.loop.create_future()
+        future.set_result(row)
+        self._dead_rows[letter.id] = future
+        self.dead_letters.append(letter)
+
+    def find_dead(self, letter_id: str) -> DeadLetter | None:
+        """Return a dead letter by its id."""
+        return next((letter for letter in self.dead_letters if letter.id == letter_id), None)
+
+    async def forget_dead(self, letter: DeadLetter) -> None:
+        """Remove a dead letter, from the journal too."""
+        self.dead_letters.remove(letter)
+        row = self._dead_rows.pop(letter.id, None)
+        if row is not None and self.journal is not None:
+            await self.journal.drop_dead(await row)
+
+    # -- quiescence ----------------------------------------------------------------------
+
+    def became_idle(self) -> None:
+        """Wake whoever waits for the last pending delivery."""
+        waiters, self._idle = self._idle, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def wait_idle(self) -> None:
+        """Return when no delivery is pending."""
+        while self.pending:
+            waiter: asyncio.Future[None] = self.loop.create_future()
+            self._idle.append(waiter)
+            await waiter
+
+    def fail_waiters(self, error: BaseException) -> None:
+        """The Reef is broken: waiting would be in vain."""
+        waiters, self._idle = self._idle, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_exception(error)

@@ -1,0 +1,413 @@
+"""Publishing: from a dictionary to deliveries in mailboxes.
+
+A publisher outside handlers waits while a mailbox is full (or as ``overflow`` says). What a
+handler emits never waits, so that agents in a circle cannot deadlock: it overflows softly up to
+the hard capacity and is rejected beyond it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from praval.core.delivery import Outcome, Posted, Reason, Receipt, loader
+from praval.core.routing import Receivers, Routes, responds
+from praval.core.spore import (
+    DEFAULT_PRIORITY,
+    Header,
+    Spore,
+    SporeType,
+    decode_knowledge,
+    encode_knowledge,
+    new_id,
+    spore_type_of,
+    wire_bytes,
+)
+from praval.core.tree import Tree
+from praval.errors import (
+    BudgetError,
+    ConfigurationError,
+    JournalError,
+    KnowledgeError,
+    MailboxFullError,
+    ReefClosedError,
+    UnknownAgentError,
+)
+from praval.plugins import near
+
+if TYPE_CHECKING:
+    from praval.core.interceptor import Interceptor
+    from praval.core.journal import Journal
+    from praval.core.ledger import Ledger
+    from praval.core.runner import AgentRunner, Worker
+    from praval.settings import Settings
+
+FLOOR_OF_HARD_CAPACITY = 10_000
+
+
+class Publisher:
+    """Composes, routes and hands over the spores of one Reef; used on its loop only."""
+
+    def __init__(
+        self,
+        routes: Routes,
+        ledger: Ledger,
+        settings: Settings,
+        interceptors: Sequence[Interceptor],
+        clock: Callable[[], float],
+    ) -> None:
+        reef = settings.reef_config
+        self.max_size = settings.security.max_message_size
+        self._routes = routes
+        self._ledger = ledger
+        self._interceptors = interceptors
+        self._clock = clock
+        self._ttl = reef.message_ttl
+        self._overflow = reef.overflow
+        self._max_hops = reef.max_hops
+        self._max_tree = reef.max_tree
+        self._hard_capacity = reef.hard_capacity or max(
+            10 * reef.channel_capacity, FLOOR_OF_HARD_CAPACITY
+        )
+
+    # -- composing -----------------------------------------------------------------------
+
+    def compose(
+        self,
+        data: Mapping[str, Any],
+        channel: str,
+        *,
+        to_agent: str | None = None,
+        spore_type: SporeType = SporeType.KNOWLEDGE,
+        priority: int = DEFAULT_PRIORITY,
+        ttl: float | None = None,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        deadline: float | None = None,
+        sender: str | None = None,
+        parent: Posted | None = None,
+    ) -> Posted:
+        """Encode and address a spore.
+
+        Raises:
+            KnowledgeError, SporeTooLargeError: the data cannot be carried.
+            ConfigurationError: priority or ttl out of range.
+        """
+        raw = encode_knowledge(data, self.max_size)
+        now = self._clock()
+        if ttl is None:
+            ttl = self._ttl
+        elif not ttl > 0:
+            raise ConfigurationError(f"ttl must be a number of seconds above 0, not {ttl!r}.")
+        if priority is not DEFAULT_PRIORITY and not (type(priority) is int and 1 <= priority <= 10):
+            raise ConfigurationError(f"priority must be 1 to 10, not {priority!r}.")
+        expires_at = None if ttl is None else now + ttl
+        if deadline is not None:
+            expires_at = deadline if expires_at is None else min(expires_at, deadline)
+        header = Header(
+            id=new_id(),
+            type=spore_type_of(data),
+            from_agent=sender,
+            to_agent=to_agent,
+            channel=channel,
+            created_at=now,
+            expires_at=expires_at,
+            priority=priority,
+            spore_type=spore_type,
+            root=None if parent is None else parent.header.root or parent.header.id,
+            hops=0 if parent is None else parent.header.hops + 1,
+            deadline=deadline,
+            key=key,
+            headers=None if headers is None else dict(headers),
+        )
+        return self._intercept(Posted(header, raw, _unread))
+
+    def adopt(self, spore: Spore) -> Posted:
+        """Make a user's spore ready for publication, under its own id."""
+        header = spore.header
+        if header.expires_at is None and self._ttl is not None:
+            spore = spore.replace(expires_at=self._clock() + self._ttl)
+        raw = encode_knowledge(spore.knowledge, self.max_size)
+        if header.type != (kind := spore_type_of(spore.knowledge)):
+            raise KnowledgeError(
+                f"The spore's type is {header.type!r}, but its knowledge says {kind!r}."
+            )
+        return self._intercept(Posted(spore.header, raw, _unread))
+
+    def _intercept(self, posted: Posted) -> Posted:
+        for interceptor in self._interceptors:
+            changed = interceptor.publish(Spore(posted.header, decode_knowledge(posted.raw)))
+            posted = Posted(
+                changed.header, encode_knowledge(changed.knowledge, self.max_size), _unread
+            )
+        return posted
+
+    # -- from outside --------------------------------------------------------------------
+
+    async def publish(self, posted: Posted, *, explicit: bool) -> Receipt:
+        """Route a spore from outside any handler and wait until it is accepted.
+
+        Args:
+            posted: the spore.
+            explicit: the caller named the recipient, so a missing or full one is its error.
+
+        Raises:
+            UnknownAgentError, MailboxFullError: with ``explicit``.
+        """
+        receivers = self._receivers(posted)
+        receipt = Receipt(posted.header.id, len(receivers))
+        self._ledger.published += 1
+        if receivers:
+            self._ledger.accept(posted, len(receivers))
+            await self._hand_over(posted, receivers, receipt)
+        else:
+            self._nobody(posted, receipt, explicit=explicit)
+        if explicit and receipt.error is not None:
+            raise receipt.error
+        return receipt
+
+    async def hand_over(self, posted: Posted, runner: AgentRunner, *, soft: bool) -> None:
+        """Give a request to its agent; ``soft``: from inside a handler, without waiting for room.
+
+        Raises:
+            MailboxFullError: there is no room.
+        """
+        receipt = Receipt(posted.header.id, 1)
+        posted.load = loader(posted.raw, 1)
+        self._ledger.published += 1
+        self._ledger.accept(posted, 1)
+        if soft:
+            self._hand_over_softly(posted, (runner,), receipt)
+            await receipt
+        else:
+            await self._hand_over(posted, (runner,), receipt)
+        if receipt.error is not None:
+            raise receipt.error
+
+    async def _hand_over(self, posted: Posted, receivers: Receivers, receipt: Receipt) -> None:
+        if self._ledger.journal is None:
+            for index, runner in enumerate(receivers):
+                if not runner.mailbox.has_room():
+                    await self._hand_over_slowly(posted, receivers[index:], receipt)
+                    return
+                self._put(posted, runner)
+        else:
+            await self._hand_over_slowly(posted, receivers, receipt)
+
+    async def _hand_over_slowly(
+        self, posted: Posted, receivers: Receivers, receipt: Receipt
+    ) -> None:
+        """Write it to the journal, if there is one, then wait for room in each mailbox."""
+        left = list(receivers)
+        self._ledger.in_transit += len(left)
+        try:
+            if self._ledger.journal is not None:
+                fresh = await self._write(self._ledger.journal, posted, receivers)
+                left = self._without_duplicates(posted, receivers, fresh, receipt)
+            while left:
+                runner = left[0]
+                if runner.mailbox.has_room() or await self._room(posted, runner, receipt):
+                    self._put(posted, runner)
+                del left[0]
+                self._ledger.in_transit -= 1
+        except BaseException as error:
+            self._ledger.in_transit -= len(left)
+            for runner in left:
+                if isinstance(error, JournalError):
+                    runner.lose(None, posted, Outcome.REJECTED, Reason.JOURNAL, error)
+                else:
+                    runner.lose(None, posted, Outcome.CANCELLED, Reason.PUBLISHER_CANCELLED)
+            raise
+
+    async def _room(self, posted: Posted, runner: AgentRunner, receipt: Receipt) -> bool:
+        """Make or await room in a full mailbox; False: the delivery has been settled instead."""
+        mailbox = runner.mailbox
+        if self._overflow == "reject":
+            self._reject(posted, runner, receipt)
+            return False
+        if self._overflow == "drop_oldest":
+            if (oldest := mailbox.pop()) is not None:
+                runner.lose(None, oldest, Outcome.REJECTED, Reason.DROPPED_OLDEST)
+            return True
+        await mailbox.wait_for_room()
+        while mailbox.size >= mailbox.capacity and not runner.removed:
+            await mailbox.wait_for_room()
+        if runner.removed:
+            receipt.error = ReefClosedError(f"Agent {runner.name!r} was removed meanwhile.")
+            runner.lose(None, posted, Outcome.CANCELLED, Reason.AGENT_REMOVED)
+            return False
+        return True
+
+    # -- from inside a handler -----------------------------------------------------------
+
+    def emit(self, posted: Posted, parent: Worker | None, *, explicit: bool) -> Receipt:
+        """Route what a handler emits; never waits. ``parent``: None for an orphaned task."""
+        receipt = Receipt(posted.header.id)
+        self._ledger.published += 1
+        if (
+            parent is not None
+            and parent.posted is not None
+            and (refusal := self.join_tree(posted, parent.posted))
+        ):
+            receipt.error = refusal
+            return receipt
+        receivers = self._receivers(posted)
+        receipt.recipients = len(receivers)
+        if not receivers:
+            self._nobody(posted, receipt, explicit=explicit)
+        elif parent is not None and parent.runner.agent.options.transactional:
+            parent.held.append((posted, receivers))
+        else:
+            self._ledger.accept(posted, len(receivers))
+            self._hand_over_softly(posted, receivers, receipt)
+        return receipt
+
+    def join_tree(self, posted: Posted, parent: Posted) -> BudgetError | None:
+        """Make a spore a descendant of ``parent``; a refusal is counted, then returned."""
+        tree = posted.tree = parent.tree = parent.tree or Tree(parent.header.id)
+        head = posted.header
+        if tree.watch is not None and tree.watch.stopped:
+            error = BudgetError(f"The session of spore {head.root} is over.")
+            return self._refuse(posted, Outcome.CANCELLED, Reason.STOPPED, error)
+        if head.hops > self._max_hops:
+            error = BudgetError(
+                f"Spore {head.id} is {head.hops} hops from its root; the limit is "
+                f"{self._max_hops}. Agents probably answer one another in a circle."
+            )
+            return self._refuse(posted, Outcome.REJECTED, Reason.HOP_LIMIT, error)
+        if tree.spores >= self._max_tree:
+            error = BudgetError(
+                f"The causal tree of {head.root} has {tree.spores} spores, which is the limit. "
+                "Agents probably multiply one another's spores; or raise reef_config.max_tree."
+            )
+            return self._refuse(posted, Outcome.REJECTED, Reason.TREE_BUDGET, error)
+        tree.spores += 1
+        if tree.watch is not None:
+            tree.watch.posted.append(posted)
+        return None
+
+    def _refuse(
+        self, posted: Posted, outcome: Outcome, reason: Reason, error: BudgetError
+    ) -> BudgetError:
+        posted.load = loader(posted.raw, 1)
+        self._ledger.count(posted, outcome, reason, error)
+        return error
+
+    def report(self, kind: str, data: Mapping[str, Any], cause: Posted) -> None:
+        """Tell the agents that name this system event in ``responds_to``, wherever they listen."""
+        receivers = tuple(
+            runner
+            for runner in self._routes.runners.values()
+            if kind in (runner.agent.options.responds_to or ())
+        )
+        if not receivers:
+            return
+        posted = self.compose({"type": kind, **data}, "main", parent=cause)
+        receipt = Receipt(posted.header.id, len(receivers))
+        self._ledger.published += 1
+        if self.join_tree(posted, cause) is None:
+            posted.load = loader(posted.raw, len(receivers))
+            self._ledger.accept(posted, len(receivers))
+            self._hand_over_softly(posted, receivers, receipt)
+
+    def _hand_over_softly(self, posted: Posted, receivers: Receivers, receipt: Receipt) -> None:
+        journal = self._ledger.journal
+        if journal is None:
+            self._put_softly(posted, receivers, receipt)
+            return
+        writing = self._write(journal, posted, receivers)
+        receipt.pending = writing
+
+        self._ledger.in_transit += len(receivers)
+
+        def written(done: asyncio.Future[tuple[str, ...]]) -> None:
+            error = ReefClosedError("closed") if done.cancelled() else done.exception()
+            if error is None:
+                fresh = self._without_duplicates(posted, receivers, done.result(), receipt)
+                self._ledger.in_transit -= len(fresh)
+                self._put_softly(posted, fresh, receipt)
+                return
+            self._ledger.in_transit -= len(receivers)
+            for runner in receivers:
+                runner.lose(None, posted, Outcome.REJECTED, Reason.JOURNAL, error)
+
+        writing.add_done_callback(written)
+
+    def _put_softly(
+        self, posted: Posted, receivers: Sequence[AgentRunner], receipt: Receipt
+    ) -> None:
+        for runner in receivers:
+            if runner.mailbox.size < self._hard_capacity:
+                self._put(posted, runner)
+            else:
+                self._reject(posted, runner, receipt)
+
+    # -- both ----------------------------------------------------------------------------
+
+    def _receivers(self, posted: Posted) -> Receivers:
+        receivers = self._routes.receivers(posted.header)
+        posted.load = loader(posted.raw, len(receivers))
+        return receivers
+
+    def _put(self, posted: Posted, runner: AgentRunner) -> None:
+        if posted.header.to_agent is not None and not responds(runner, posted.header):
+            runner.lose(None, posted, Outcome.FILTERED, Reason.TYPE)
+        else:
+            runner.put(posted)
+
+    def _reject(self, posted: Posted, runner: AgentRunner, receipt: Receipt) -> None:
+        error = MailboxFullError(
+            f"The mailbox of agent {runner.name!r} is full ({runner.mailbox.size} spores). Slow "
+            "down, give it concurrent=, or raise reef_config.channel_capacity."
+        )
+        receipt.rejected = (*receipt.rejected, runner.name)
+        if posted.header.to_agent is not None:
+            receipt.error = error
+        receipt.recipients -= 1
+        runner.lose(None, posted, Outcome.REJECTED, Reason.MAILBOX_FULL, error)
+
+    def _nobody(self, posted: Posted, receipt: Receipt, *, explicit: bool) -> None:
+        """Count a spore without recipient; only a recipient named by the caller is an error."""
+        name = posted.header.to_agent
+        if name is None:
+            self._ledger.count(posted, Outcome.UNDELIVERABLE, Reason.NO_RECIPIENT)
+            return
+        self._ledger.count(posted, Outcome.UNDELIVERABLE, Reason.UNKNOWN_AGENT)
+        if explicit:
+            receipt.error = self.unknown_agent(name)
+
+    def unknown_agent(self, name: str) -> UnknownAgentError:
+        """Make the error for a recipient that does not exist."""
+        known = list(self._routes.runners)
+        return UnknownAgentError(
+            f"No agent {name!r} in this Reef.{near(name, known)} Known: "
+            f"{', '.join(sorted(known)) or 'none'}."
+        )
+
+    def _write(
+        self, journal: Journal, posted: Posted, receivers: Receivers
+    ) -> asyncio.Future[tuple[str, ...]]:
+        return journal.accept(
+            posted.header.id,
+            wire_bytes(posted.header, posted.raw),
+            [runner.name for runner in receivers],
+        )
+
+    def _without_duplicates(
+        self, posted: Posted, receivers: Receivers, fresh: Sequence[str], receipt: Receipt
+    ) -> list[AgentRunner]:
+        """Settle the deliveries whose id the journal has seen; return the others' runners."""
+        kept = []
+        for runner in receivers:
+            if runner.name in fresh:
+                kept.append(runner)
+            else:
+                receipt.recipients -= 1
+                self._ledger.in_transit -= 1
+                self._ledger.count_duplicate(posted)
+        return kept
+
+
+def _unread() -> dict[str, Any]:
+    raise AssertionError("a spore was opened before it was routed")

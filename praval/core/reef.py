@@ -1,0 +1,716 @@
+"""The Reef: an event-loop bus that dispatches spores to coroutine agents.
+
+A Reef belongs to the loop on which it was entered. Its methods may be awaited from any loop:
+they travel to their own and back. Several Reefs live side by side in one process.
+
+It is put together from small parts: :class:`~praval.core.routing.Routes` (who hears what),
+:class:`~praval.core.publisher.Publisher` (into mailboxes), one
+:class:`~praval.core.runner.AgentRunner` per agent (out of them), a
+:class:`~praval.core.ledger.Ledger` (what became of each delivery) and
+:class:`~praval.core.requests.Requests` (who waits for a reply).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import logging
+import os
+import threading
+import time
+import warnings
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+
+from praval.core.agent import Agent, AgentDefinition, as_definition, call_hook
+from praval.core.context import current_worker, open_handling
+from praval.core.delivery import DeadLetter, LedgerSnapshot, Outcome, Posted, Reason, Receipt
+from praval.core.interceptor import Interceptor
+from praval.core.ledger import Ledger
+from praval.core.publisher import Publisher
+from praval.core.registry import get_registry
+from praval.core.requests import Requests
+from praval.core.routing import Routes
+from praval.core.runner import AgentRunner
+from praval.core.spore import DEFAULT_PRIORITY, Spore, SporeType
+from praval.core.threads import WorkerThreads
+from praval.errors import (
+    ConfigurationError,
+    DuplicateAgentError,
+    FeatureUnavailableError,
+    IdleTimeoutError,
+    ReefClosedError,
+    ReefError,
+    UnknownAgentError,
+)
+from praval.settings import Settings, current_settings
+from praval.sync import blocking_method, hop, owner_loop, run_on, worker_threads
+
+if TYPE_CHECKING:
+    from praval.core.journal import Journal
+
+log = logging.getLogger("praval.reef")
+T = TypeVar("T")
+State = Literal["new", "running", "closing", "closed"]
+
+CANCEL_GRACE = 5.0
+"""Seconds that a cancelled handler may take to clean up before the Reef closes without it."""
+
+
+class Reef:
+    """Agents and the bus between them.
+
+    ::
+
+        async with Reef(researcher, editor) as reef:
+            await reef.broadcast({"type": "question", "text": "..."})
+            answer = await reef.request("researcher", {"type": "question"}, timeout=5)
+
+    Leaving the block lets accepted work finish (``reef_config.drain_timeout`` seconds at most)
+    and cancels what is left; leaving it by an exception cancels at once.
+
+    Args:
+        *agents: definitions (``@agent``) or :class:`~praval.Agent` instances.
+        journal: path of a file in which accepted spores survive a crash; True: one named after
+            the namespace under the data directory; None: as ``reef_config.enable_persistence``.
+        namespace: separates Reefs that share a broker or a data directory.
+        settings: default: the process's, as of now.
+        interceptors: stand around every publication and every handling, the first outermost.
+        transport, security: for later versions; anything but None is refused.
+
+    Raises:
+        DuplicateAgentError, HandlerSignatureError, ConfigurationError: see :meth:`add`.
+    """
+
+    def __init__(
+        self,
+        *agents: Agent,
+        transport: object = None,
+        security: object = None,
+        journal: str | os.PathLike[str] | bool | None = None,
+        namespace: str = "praval",
+        settings: Settings | None = None,
+        interceptors: Sequence[Interceptor] = (),
+    ) -> None:
+        self.settings = settings or current_settings()
+        if transport is not None or security is not None or self.settings.transport is not None:
+            raise FeatureUnavailableError(
+                "This version has the local bus only: leave transport=, security= and "
+                "PRAVAL_TRANSPORT out."
+            )
+        self.namespace = namespace
+        self.interceptors = tuple(each for each in interceptors if each.enabled())
+        self.clock: Callable[[], float] = time.time
+        self.journal: Journal | None = None
+        self._journal_path = _journal_path(journal, namespace, self.settings)
+        self._waiting: dict[str, tuple[AgentDefinition, str]] = {}
+        self._state: State = "new"
+        self._failure: BaseException | None = None
+        self._stop = asyncio.Event()
+        self.entered_by: asyncio.Task[Any] | None = None
+        self._housekeeping: asyncio.Task[None] | None = None
+        self._thread = 0
+        self._routes = Routes()
+        for candidate in agents:
+            self.add(candidate)
+
+    # -- life ----------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        """Open the journal and start the agents, start hooks included.
+
+        Raises:
+            ReefError: it was entered before.
+            JournalError: the journal cannot be opened.
+            HandlerSignatureError: a handler wants what nothing provides.
+        """
+        if self._state != "new":
+            raise ReefError("A Reef can be entered once: make a new one.")
+        self.loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+        self.entered_by = asyncio.current_task()
+        self.threads = WorkerThreads(self.settings.max_threads, self.loop)
+        self._context = contextvars.copy_context()
+        self._context.run(self._mark_context)
+        limits = self.settings.reef_config
+        self.journal = await self._open_journal()
+        self._ledger = Ledger(self.loop, self.clock, self.journal, limits.dead_letters)
+        self.publisher = Publisher(
+            self._routes, self._ledger, self.settings, self.interceptors, self.clock
+        )
+        self.requests = Requests(self._ledger, self.publisher)
+        self._ledger.listeners += [self._tell_asker, self._tell_session, self._tell_agents]
+        self._state = "running"
+        try:
+            await self._start_all()
+        except BaseException:
+            await self.aclose(drain=False)
+            raise
+        get_registry().joined(self)
+        return self
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        await self.aclose(drain=error is None)
+
+    async def aclose(self, *, drain: bool = True) -> None:
+        """Close: refuse new spores, let accepted work finish, cancel the rest, stop the agents.
+
+        With a journal, what was not handled stays there for the next start. Closing twice is
+        harmless.
+
+        Args:
+            drain: wait ``reef_config.drain_timeout`` seconds at most for accepted work.
+
+        Raises:
+            ReefError: called from inside a handler (use :meth:`stop` there).
+        """
+        if self._state == "new":
+            self._state = "closed"
+        if self._state in ("closing", "closed"):
+            return
+        if threading.get_ident() != self._thread:
+            return await hop(self.loop, self.aclose(drain=drain))
+        worker = open_handling()
+        if worker is not None and worker.runner.reef is self:
+            raise ReefError("A handler cannot close its own Reef: call reef.stop() instead.")
+        self._state = "closing"
+        try:
+            if drain and self._failure is None:
+                await self._drain(self.settings.reef_config.drain_timeout)
+        finally:
+            await self._shut_down()
+
+    def hurry(self) -> None:
+        """End the draining of a closing Reef at once."""
+        self._ledger.fail_waiters(TimeoutError())
+
+    async def _drain(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._ledger.wait_idle()
+        except TimeoutError:
+            log.warning("%d deliveries were not done %s s after closing", self.pending, seconds)
+
+    async def _shut_down(self) -> None:
+        runners = list(self._routes.runners.values())
+        if self._housekeeping is not None:
+            self._housekeeping.cancel()
+        self.requests.close(ReefClosedError("The Reef was closed before the reply came."))
+        for runner in runners:
+            runner.abandon(Reason.CLOSED)
+        await asyncio.gather(*(runner.cancel_workers(CANCEL_GRACE) for runner in runners))
+        for runner in runners:
+            runner.abandon(Reason.CLOSED)
+        for runner in runners:
+            await self._run_hooks(runner.agent.stop_hooks)
+        self.threads.close()
+        if self.journal is not None:
+            await self.journal.aclose()
+        self._state = "closed"
+        self._ledger.fail_waiters(ReefClosedError("The Reef was closed."))
+
+    async def serve(self) -> None:
+        """Run until SIGTERM, SIGINT or :meth:`stop`, then close (see :meth:`aclose`).
+
+        The task that entered the Reef is cancelled then, unless it is the one that serves.
+        """
+        from praval.core.serve import serve
+
+        await serve(self)
+
+    def stop(self) -> None:
+        """Ask :meth:`serve` to close the Reef; may be called from a handler or any thread."""
+        if threading.get_ident() == self._thread:
+            self._stop.set()
+        else:
+            self.loop.call_soon_threadsafe(self._stop.set)
+
+    async def stopped(self) -> None:
+        """Wait until somebody called :meth:`stop`."""
+        await self._stop.wait()
+
+    # -- agents --------------------------------------------------------------------------
+
+    def add(self, candidate: Agent, *, main: str = "main") -> Awaitable[None]:
+        """Add an agent, before or after the Reef is entered.
+
+        Awaiting what it returns waits until the agent hears its channels (and its start hooks
+        have run). The same definition, or the same function defined again, replaces the old one.
+
+        Args:
+            candidate: the agent.
+            main: the channel it hears if its definition names none.
+
+        Raises:
+            DuplicateAgentError: another agent has this name.
+            HandlerSignatureError: not an agent, or a parameter nobody provides.
+        """
+        agent = as_definition(candidate)
+        present = self._routes.runners.get(agent.name)
+        known = present.agent if present else self._waiting.get(agent.name, (None,))[0]
+        if known is not None and known is not agent and not known.same_source(agent):
+            raise DuplicateAgentError(
+                f"This Reef has an agent {agent.name!r} already, made by "
+                f"{'.'.join(known.origin)}. Choose another name, or remove the other first."
+            )
+        if self._state == "new":
+            self._waiting[agent.name] = (agent, main)
+            return _Done()
+        self._must_run()
+        if threading.get_ident() != self._thread:
+            run_on(self.loop, _async(lambda: self.add(candidate, main=main)))
+            return _Done()
+        if present is not None:
+            self._routes.remove(present)
+            present.main = main
+            present.bind(agent)
+            self._routes.add(present)
+            return _Done()
+        runner = AgentRunner(agent, self, self._ledger, main)
+        self._routes.add(runner)
+        return asyncio.ensure_future(self._started(runner))
+
+    async def remove(self, name: str) -> None:
+        """Remove an agent: what waits for it is cancelled, what it is handling may finish.
+
+        Raises:
+            UnknownAgentError: there is none of this name.
+        """
+        if threading.get_ident() != self._thread:
+            return await hop(self.loop, self.remove(name))
+        runner = self._routes.runners.get(name)
+        if runner is None:
+            raise self.publisher.unknown_agent(name)
+        self._routes.remove(runner)
+        runner.removed = True
+        runner.abandon(Reason.AGENT_REMOVED)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.settings.reef_config.drain_timeout):
+                await runner.finish_running()
+        await runner.cancel_workers(CANCEL_GRACE)
+        self._ledger.absorb(runner)
+        await self._run_hooks(runner.agent.stop_hooks)
+
+    async def _start_all(self) -> None:
+        waiting, self._waiting = self._waiting, {}
+        runners = [
+            AgentRunner(agent, self, self._ledger, main) for agent, main in waiting.values()
+        ]
+        for runner in runners:
+            self._routes.add(runner)
+        for runner in runners:
+            await self._started(runner)
+        if self.journal is not None:
+            self._housekeeping = self.loop.create_task(self._keep_house(self.journal))
+
+    async def _started(self, runner: AgentRunner) -> None:
+        await self._run_hooks(runner.agent.start_hooks)
+        if self.journal is not None:
+            await runner.recover(self.journal)
+
+    async def _run_hooks(self, hooks: Sequence[Callable[..., Any]]) -> None:
+        for hook in hooks:
+            task = self.loop.create_task(call_hook(hook, self), context=self.fresh_context())
+            await task
+
+    # -- publishing ----------------------------------------------------------------------
+
+    async def broadcast(
+        self,
+        data: Mapping[str, Any],
+        channel: str | None = None,
+        target_agent: str | None = None,
+        *,
+        priority: int = DEFAULT_PRIORITY,
+        ttl: float | None = None,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Receipt:
+        """Publish knowledge; returns when it is accepted (outside handlers: waits for room).
+
+        Args:
+            data: the knowledge; ``"type"`` in it is what ``responds_to`` filters on,
+                ``"target_agent"`` in it addresses one agent.
+            channel: default: ``main`` (inside a handler: the main channel of its session).
+            target_agent: the only receiver.
+            priority: 1 to 10, 10 first.
+            ttl: seconds to live; default: ``reef_config.message_ttl``.
+            key: spores with one key are handled strictly in order by each agent.
+            headers: strings that travel along.
+
+        Raises:
+            KnowledgeError, SporeTooLargeError, ConfigurationError: it cannot be sent.
+            UnknownAgentError: ``target_agent`` does not exist.
+            MailboxFullError: ``target_agent`` has no room (policy "reject").
+            ReefClosedError: the Reef is not running.
+        """
+        if threading.get_ident() != self._thread:
+            self._must_run()
+            return await hop(
+                self.loop,
+                self.broadcast(data, channel, target_agent, priority=priority, ttl=ttl, key=key,
+                               headers=headers),
+            )  # fmt: skip
+        worker = current_worker.get()
+        if worker is not None and worker.runner.reef is self:
+            return await self.emit(
+                data, worker.runner, channel, target_agent, priority=priority, ttl=ttl, key=key,
+                headers=headers,
+            )  # fmt: skip
+        self._must_run()
+        to_agent, channel = _address(data, channel or "main", target_agent)
+        posted = self.publisher.compose(
+            data, channel, to_agent=to_agent, priority=priority, ttl=ttl, key=key, headers=headers
+        )
+        return await self.publisher.publish(posted, explicit=target_agent is not None)
+
+    async def send(self, to: str, data: Mapping[str, Any], **options: Any) -> Receipt:
+        """Publish knowledge to one agent; options and errors are those of :meth:`broadcast`."""
+        return await self.broadcast(data, target_agent=to, **options)
+
+    async def publish(self, spore: Spore) -> Receipt:
+        """Publish a spore under its own id; errors are those of :meth:`broadcast`.
+
+        With a journal, an id that was accepted before is counted as a duplicate, not handled.
+        """
+        if threading.get_ident() != self._thread:
+            self._must_run()
+            return await hop(self.loop, self.publish(spore))
+        self._must_run()
+        posted = self.publisher.adopt(spore)
+        explicit = spore.header.to_agent is not None
+        worker = open_handling()
+        if worker is not None and worker.runner.reef is self:
+            return await self.publisher.emit(posted, worker, explicit=explicit)
+        return await self.publisher.publish(posted, explicit=explicit)
+
+    async def request(
+        self, to: str, data: Mapping[str, Any], timeout: float | None = None, **options: Any
+    ) -> Spore:
+        """Ask one agent and wait for its reply, a spore whose knowledge is what it returned.
+
+        Args:
+            to: the agent.
+            data: the knowledge.
+            timeout: seconds; default: ``performance.timeout``. It is the request's deadline
+                too: an agent that gets to it later does not handle it.
+            **options: ``priority``, ``key``, ``headers`` as in :meth:`broadcast`.
+
+        Raises:
+            UnknownAgentError: there is no such agent.
+            RequestTimeoutError, RequestFailedError, RequestCycleError: there is no reply.
+        """
+        if threading.get_ident() != self._thread:
+            self._must_run()
+            return await hop(self.loop, self.request(to, data, timeout, **options))
+        self._must_run()
+        timeout = self.settings.performance.timeout if timeout is None else timeout
+        if not timeout > 0:
+            raise ConfigurationError(f"timeout must be above 0 seconds, not {timeout!r}.")
+        asker = open_handling()
+        if asker is not None and asker.runner.reef is not self:
+            asker = None
+        parent = asker.posted if asker else None
+        posted = self.publisher.compose(
+            data,
+            f"{to}_channel",
+            to_agent=to,
+            spore_type=SporeType.REQUEST,
+            deadline=self.clock() + timeout,
+            sender=asker.runner.name if asker else None,
+            parent=parent,
+            **options,
+        )
+        runner = self._routes.runners.get(to)
+        if runner is None:
+            await self.publisher.publish(posted, explicit=True)
+            raise self.publisher.unknown_agent(to)
+        if parent is not None and (refusal := self.publisher.join_tree(posted, parent)):
+            raise refusal
+        return await self.requests.ask(posted, runner, asker, timeout)
+
+    def emit(
+        self,
+        data: Mapping[str, Any],
+        sender: AgentRunner,
+        channel: str | None = None,
+        target_agent: str | None = None,
+        **options: Any,
+    ) -> Receipt:
+        """Publish from inside a handler of this Reef, on its loop: never waits.
+
+        This is what ``broadcast()`` inside handlers calls.
+        """
+        parent = open_handling()
+        to_agent, channel = _address(data, channel or sender.main, target_agent)
+        posted = self.publisher.compose(
+            data,
+            channel,
+            to_agent=to_agent,
+            sender=sender.name,
+            parent=parent.posted if parent else None,
+            **options,
+        )
+        return self.publisher.emit(posted, parent, explicit=target_agent is not None)
+
+    # -- waiting and looking -------------------------------------------------------------
+
+    async def wait_idle(self, timeout: float | None = None) -> None:
+        """Wait until no delivery is pending: nothing waits, runs, or will be retried.
+
+        Raises:
+            IdleTimeoutError: work was left after ``timeout`` seconds.
+            ReefError: the Reef broke down or was closed meanwhile.
+        """
+        if threading.get_ident() != self._thread:
+            return await hop(self.loop, self.wait_idle(timeout))
+        try:
+            async with asyncio.timeout(timeout):
+                await self._ledger.wait_idle()
+        except TimeoutError:
+            raise IdleTimeoutError(
+                f"{self.pending} deliveries were still pending after {timeout} s; see "
+                "reef.get_statistics()."
+            ) from None
+
+    @property
+    def pending(self) -> int:
+        """Deliveries that wait, are being handled, or will be retried, counted where they are."""
+        at_work = sum(runner.pending for runner in self._routes.runners.values())
+        return at_work + self._ledger.in_transit
+
+    @property
+    def running(self) -> bool:
+        """Whether it takes spores."""
+        return self._state == "running" and self._failure is None
+
+    def ledger(self) -> LedgerSnapshot:
+        """Return what became of all deliveries so far."""
+        parts = [self._ledger.counts, *(r.counts for r in self._routes.runners.values())]
+        counts = [sum(column) for column in zip(*parts, strict=True)]
+        return self._ledger.snapshot(self.pending, counts)
+
+    def dead_letters(self) -> list[DeadLetter]:
+        """Return the dead letters, oldest first (without a journal: the last 1,000)."""
+        return list(self._ledger.dead_letters)
+
+    async def replay(self, letter_id: str) -> Receipt:
+        """Publish a dead letter again, to the same agent, under a new id.
+
+        The new spore has the header ``replay_of``. The letter is gone once it is accepted.
+
+        Raises:
+            UnknownAgentError: no such letter, or its agent is gone.
+        """
+        if threading.get_ident() != self._thread:
+            return await hop(self.loop, self.replay(letter_id))
+        self._must_run()
+        letter = self._ledger.find_dead(letter_id)
+        if letter is None:
+            raise UnknownAgentError(f"No dead letter {letter_id!r}; see reef.dead_letters().")
+        header = letter.spore.header
+        posted = self.publisher.compose(
+            letter.spore.knowledge,
+            header.channel,
+            to_agent=letter.agent,
+            priority=header.priority,
+            key=header.key,
+            headers={**(header.headers or {}), "replay_of": header.id},
+            sender=header.from_agent,
+        )
+        receipt = await self.publisher.publish(posted, explicit=True)
+        await self._ledger.forget_dead(letter)
+        return receipt
+
+    def get_statistics(self) -> dict[str, Any]:
+        """Return counts of the Reef and of each agent (guide, "Registry Functions")."""
+        from praval.core.statistics import statistics
+
+        return statistics(self)
+
+    def health_check(self) -> dict[str, Any]:
+        """Return whether the Reef works: ``{"status": "healthy" | "failed" | "closed", ...}``."""
+        status = "failed" if self._failure else "healthy" if self.running else "closed"
+        return {
+            "status": status,
+            "error": repr(self._failure) if self._failure else None,
+            "agents": len(self._routes.runners),
+            "pending": self.pending,
+        }
+
+    @property
+    def channels(self) -> list[str]:
+        """Channels that somebody hears."""
+        return self._routes.channels
+
+    @property
+    def runners(self) -> Mapping[str, AgentRunner]:
+        """The agents at work, by name."""
+        return self._routes.runners
+
+    def clear_channel(self, channel: str) -> int:
+        """Cancel what waits and came on this channel; return how many deliveries that were."""
+        if threading.get_ident() != self._thread:
+            return run_on(self.loop, _async(lambda: self.clear_channel(channel)))
+        return sum(runner.clear(channel) for runner in list(self._routes.runners.values()))
+
+    async def abroadcast_to_channel(self, channel: str, data: Mapping[str, Any]) -> Receipt:
+        """Publish knowledge on a channel; errors are those of :meth:`broadcast`."""
+        return await self.broadcast(data, channel)
+
+    broadcast_to_channel = blocking_method(abroadcast_to_channel)
+
+    async def await_for_completion(self, timeout: float | None = None) -> None:
+        """Wait until no delivery is pending; see :meth:`wait_idle`."""
+        await self.wait_idle(timeout)
+
+    wait_for_completion = blocking_method(await_for_completion)
+
+    async def ashutdown(self) -> None:
+        """Close the Reef; see :meth:`aclose`."""
+        await self.aclose()
+
+    shutdown = blocking_method(ashutdown)
+
+    # -- for its parts -------------------------------------------------------------------
+
+    def fresh_context(self) -> contextvars.Context:
+        """Return the context in which the Reef was entered, for a new worker."""
+        return self._context.copy()
+
+    def fail(self, error: BaseException) -> None:
+        """Give up: the journal died, or the machinery has a bug. Nothing is accepted any more."""
+        if self._failure is None and self._state == "running":
+            log.critical("the Reef cannot go on: %r", error, exc_info=error)
+            self._failure = error
+            self._ledger.fail_waiters(ReefError(f"The Reef broke down: {error!r}."))
+
+    def _mark_context(self) -> None:
+        current_worker.set(None)
+        owner_loop.set(self.loop)
+        worker_threads.set(self.threads)
+
+    def _must_run(self) -> None:
+        if self._failure is not None:
+            raise ReefError(
+                f"The Reef broke down: {self._failure!r}. Close it and start a new one."
+            ) from self._failure
+        if self._state != "running" and not (self._state == "closing" and open_handling()):
+            how = {"new": "was not entered yet: use `async with Reef(...) as reef:`"}
+            raise ReefClosedError(f"The Reef {how.get(self._state, f'is {self._state}')}.")
+
+    def _tell_asker(
+        self,
+        posted: Posted,
+        runner: AgentRunner | None,
+        outcome: Outcome,
+        reason: Reason,
+        error: BaseException | None,
+    ) -> None:
+        if posted.header.spore_type is SporeType.REQUEST and runner is not None:
+            self.requests.lost(posted, runner.name, reason, error)
+
+    def _tell_session(
+        self,
+        posted: Posted,
+        runner: AgentRunner | None,
+        outcome: Outcome,
+        reason: Reason,
+        error: BaseException | None,
+    ) -> None:
+        """End the session of a failed agent with ``on_error="raise"``."""
+        watch = posted.tree.watch if posted.tree is not None else None
+        if watch is None or runner is None or outcome is not Outcome.FAILED:
+            return
+        if runner.agent.options.on_error == "raise" and watch.raised is None:
+            watch.raised = error
+            watch.stopped = True
+            self.loop.call_soon(self.stop_tree, posted.header.root or posted.header.id)
+
+    def stop_tree(self, root: str, *, interrupt: bool = True) -> None:
+        """Give up what belongs to one causal tree: what waits, and on request what runs."""
+        for runner in list(self._routes.runners.values()):
+            runner.stop_tree(root, interrupt=interrupt)
+
+    def _tell_agents(
+        self,
+        posted: Posted,
+        runner: AgentRunner | None,
+        outcome: Outcome,
+        reason: Reason,
+        error: BaseException | None,
+    ) -> None:
+        """Report a failed handler as ``agent_error`` to the agents that name that type."""
+        if outcome is not Outcome.FAILED or runner is None or posted.header.type == "agent_error":
+            return
+        self.publisher.report(
+            "agent_error",
+            {
+                "agent_name": runner.name,
+                "error": str(error),
+                "attempts": posted.attempt,
+                "spore_data": posted.load(),
+            },
+            posted,
+        )
+
+    async def _open_journal(self) -> Journal | None:
+        if self._journal_path is None:
+            return None
+        from praval.core.journal import Journal
+
+        limits = self.settings.reef_config
+        return await Journal.open(
+            self._journal_path,
+            sync=limits.journal_sync,
+            retention=2 * (limits.message_ttl or 43_200.0),
+            clock=self.clock,
+        )
+
+    async def _keep_house(self, journal: Journal) -> None:
+        while True:
+            await asyncio.sleep(self.settings.reef_config.cleanup_interval)
+            await journal.prune()
+
+    def __del__(self) -> None:
+        if self._state in ("running", "closing") and not self.loop.is_closed():
+            warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2)
+
+    def __repr__(self) -> str:
+        return f"<Reef {self.namespace!r} {self._state}, {len(self._routes.runners)} agents>"
+
+
+def _address(
+    data: Mapping[str, Any], channel: str, target_agent: str | None
+) -> tuple[str | None, str]:
+    """Return recipient and channel: the argument's, the knowledge's, or everybody's."""
+    target = target_agent if target_agent is not None else data.get("target_agent")
+    if target is None:
+        return None, channel
+    if not isinstance(target, str):
+        raise ConfigurationError(f"target_agent must be a string, not {target!r}.")
+    return target, channel
+
+
+def _journal_path(
+    journal: str | os.PathLike[str] | bool | None, namespace: str, settings: Settings
+) -> Path | None:
+    if journal is None:
+        journal = settings.reef_config.enable_persistence
+    if journal is True:
+        return settings.data_path / "journals" / f"{namespace}.sqlite"
+    return Path(journal) if journal else None
+
+
+class _Done:
+    """An awaitable that is finished."""
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return
+        yield
+
+
+async def _async(function: Callable[[], T]) -> T:
+    return function()

@@ -1,0 +1,179 @@
+"""Requests: a spore to one agent, and the wait for its reply.
+
+Agents that ask one another in a circle would wait for ever when each handles one spore at a
+time. Before a handler waits, the wait-for graph is looked at: if no worker that could answer can
+go on without this very answer, :class:`~praval.errors.RequestCycleError` is raised.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from praval.core.delivery import Outcome, Posted, Reason, loader
+from praval.core.spore import Header, Spore, SporeType, encode_knowledge, new_id, spore_type_of
+from praval.errors import RequestCycleError, RequestFailedError, RequestTimeoutError
+
+if TYPE_CHECKING:
+    from praval.core.ledger import Ledger
+    from praval.core.publisher import Publisher
+    from praval.core.runner import AgentRunner, Worker
+
+
+class Pending:
+    """A request whose reply has not come."""
+
+    __slots__ = ("asker", "future", "id", "runner")
+
+    def __init__(
+        self,
+        request_id: str,
+        runner: AgentRunner,
+        asker: Worker | None,
+        future: asyncio.Future[Spore],
+    ) -> None:
+        self.id = request_id
+        self.runner = runner
+        self.asker = asker
+        self.future = future
+
+
+class Requests:
+    """The open requests of one Reef; used on its loop only."""
+
+    def __init__(self, ledger: Ledger, publisher: Publisher) -> None:
+        self._ledger = ledger
+        self._publisher = publisher
+        self._pending: dict[str, Pending] = {}
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    async def ask(
+        self, posted: Posted, runner: AgentRunner, asker: Worker | None, timeout: float
+    ) -> Spore:
+        """Send a request and wait for its reply.
+
+        Raises:
+            RequestTimeoutError: no reply within ``timeout`` seconds.
+            RequestFailedError: the agent failed, refused it, or was gone.
+            RequestCycleError: waiting for the reply would wait for ever.
+        """
+        loop = self._ledger.loop
+        pending = Pending(posted.header.id, runner, asker, loop.create_future())
+        if asker is not None:
+            self._refuse_cycle(pending)
+            asker.waiting_for.add(pending)
+        self._pending[pending.id] = pending
+        timer = loop.call_later(timeout, self._time_out, pending, timeout)
+        try:
+            await self._publisher.hand_over(posted, runner, soft=asker is not None)
+            return await pending.future
+        finally:
+            timer.cancel()
+            self._pending.pop(pending.id, None)
+            if asker is not None:
+                asker.waiting_for.discard(pending)
+
+    def reply(self, posted: Posted, runner: AgentRunner, result: Mapping[str, Any]) -> None:
+        """Give the reply to whoever asked; if nobody waits any more, count it."""
+        head = posted.header
+        raw = encode_knowledge(result, self._publisher.max_size)
+        load = loader(raw, 1)
+        knowledge = load()
+        header = Header(
+            id=new_id(),
+            type=spore_type_of(knowledge),
+            from_agent=runner.name,
+            to_agent=head.from_agent,
+            channel=head.reply_to or head.channel,
+            created_at=self._ledger.clock(),
+            spore_type=SporeType.RESPONSE,
+            correlation_id=head.id,
+            root=head.root or head.id,
+            hops=head.hops + 1,
+        )
+        pending = self._pending.get(head.id)
+        answer = Posted(header, raw, load)
+        if pending is None or pending.future.done():
+            self._ledger.count(answer, Outcome.UNDELIVERABLE, Reason.LATE_REPLY)
+        else:
+            self._ledger.count(answer, Outcome.HANDLED)
+            pending.future.set_result(Spore(header, knowledge))
+
+    def lost(self, posted: Posted, agent: str, reason: Reason, error: BaseException | None) -> None:
+        """A request ended otherwise than handled: its asker must not wait."""
+        pending = self._pending.get(posted.header.id)
+        if pending is None or pending.future.done():
+            return
+        if pending.runner.agent.options.on_error == "raise" and isinstance(error, Exception):
+            pending.future.set_exception(error)
+            return
+        cause = f": {error!r}" if error is not None else ""
+        failure = RequestFailedError(
+            f"Agent {agent!r} did not answer request {posted.header.id}: {reason.value}{cause}."
+        )
+        failure.__cause__ = error
+        pending.future.set_exception(failure)
+
+    def close(self, error: Exception) -> None:
+        """Fail every open request."""
+        for pending in self._pending.values():
+            if not pending.future.done():
+                pending.future.set_exception(error)
+
+    def _time_out(self, pending: Pending, timeout: float) -> None:
+        if not pending.future.done():
+            pending.future.set_exception(
+                RequestTimeoutError(
+                    f"Agent {pending.runner.name!r} did not answer within {timeout} s. Raise "
+                    "timeout=, or look at reef.get_statistics() for a backlog."
+                )
+            )
+
+    # -- cycles --------------------------------------------------------------------------
+
+    def _refuse_cycle(self, new: Pending) -> None:
+        """Raise if no worker that could answer ``new`` can go on without its reply."""
+        asker = new.asker
+        assert asker is not None
+        if _has_free_slot(new.runner):
+            return
+        waits: dict[Worker, set[Pending]] = {asker: {new}}
+        todo = [asker]
+        while todo:
+            for pending in waits[todo.pop()]:
+                for worker in _answerers(pending):
+                    if worker not in waits:
+                        waits[worker] = set(worker.waiting_for)
+                        todo.append(worker)
+        going: set[Worker] = set()
+        while more := {
+            worker
+            for worker, pendings in waits.items()
+            if worker not in going and all(_can_come(pending, going) for pending in pendings)
+        }:
+            going |= more
+        if asker not in going:
+            names = " -> ".join(dict.fromkeys(worker.runner.name for worker in waits))
+            raise RequestCycleError(
+                f"Agent {asker.runner.name!r} would wait for ever for {new.runner.name!r}: all "
+                f"that could answer wait for one another ({names}). Use concurrent=, or "
+                "broadcast() instead of a request."
+            )
+
+
+def _has_free_slot(runner: AgentRunner) -> bool:
+    return sum(1 for worker in runner.workers if worker.posted is not None) < runner.limit
+
+
+def _answerers(pending: Pending) -> list[Worker]:
+    """Return the workers on whose going on the reply depends."""
+    workers = list(pending.runner.workers)
+    at_it = [w for w in workers if w.posted is not None and w.posted.header.id == pending.id]
+    return at_it or workers
+
+
+def _can_come(pending: Pending, going: set[Worker]) -> bool:
+    return _has_free_slot(pending.runner) or not going.isdisjoint(_answerers(pending))

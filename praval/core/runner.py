@@ -1,0 +1,452 @@
+"""A runner is an agent at work in one Reef: its mailbox and its workers.
+
+Workers are persistent tasks. One is started with the first spore; another only when every
+worker is really suspended inside a handler while spores wait, up to the agent's concurrency.
+Nothing on the path of an ordinary delivery makes a task, a timer or a span.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import msgspec
+
+from praval.core.agent import AgentDefinition
+from praval.core.context import current_spore, current_worker
+from praval.core.delivery import Outcome, Posted, Reason, loader
+from praval.core.invoke import FILTERED, build_invoke
+from praval.core.mailbox import Mailbox
+from praval.core.spore import Spore, SporeType, read_wire
+from praval.errors import CrashLoopError, ExpiredError, HandlerTimeoutError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from praval.core.journal import Entry, Journal
+    from praval.core.ledger import Ledger
+    from praval.core.reef import Reef
+    from praval.core.requests import Pending
+
+log = logging.getLogger("praval.runner")
+
+STREAK = 64
+"""Deliveries a worker handles before it lets the loop do something else."""
+KEPT_IDLE = 8
+"""Idle workers that a concurrent agent keeps for its next burst."""
+CRASHES = 3
+"""Attempts, beyond its retries, that a delivery gets when its process died while handling it."""
+
+_HANDLED = Outcome.HANDLED
+_REQUEST = SporeType.REQUEST
+Interruption = Literal["timeout", "stop", "close"]
+Emission: TypeAlias = "tuple[Posted, tuple[AgentRunner, ...]]"
+"""A spore and who is to receive it."""
+
+
+class Worker:
+    """One task of a runner, and what it is doing."""
+
+    __slots__ = ("held", "interruption", "posted", "runner", "spore", "task", "waiting_for")
+
+    def __init__(self, runner: AgentRunner) -> None:
+        self.runner = runner
+        self.task: asyncio.Task[None]
+        self.posted: Posted | None = None
+        """The delivery it has taken from the mailbox."""
+        self.spore: Spore | None = None
+        """The spore whose handler it is running."""
+        self.interruption: Interruption | None = None
+        self.waiting_for: set[Pending] = set()
+        """Requests whose replies this handling waits for."""
+        self.held: list[Emission] = []
+        """What a transactional handler emitted so far."""
+
+    def interrupt(self, why: Interruption) -> None:
+        """Cancel the handler (not the worker, unless the Reef closes)."""
+        self.interruption = why
+        self.task.cancel(f"praval: {why}")
+
+
+class AgentRunner:
+    """An agent at work in one Reef. Everything here runs on the Reef's loop."""
+
+    def __init__(self, agent: AgentDefinition, reef: Reef, ledger: Ledger, main: str) -> None:
+        self.reef = reef
+        self.ledger = ledger
+        self.main = main
+        self.mailbox = Mailbox(reef.settings.reef_config.channel_capacity)
+        self.counts = [0] * len(Outcome)
+        self.workers: set[Worker] = set()
+        self.delayed: dict[Posted, asyncio.TimerHandle] = {}
+        self.last_seen: float | None = None
+        self.removed = False
+        self._idle: list[asyncio.Future[None]] = []
+        self._probing = False
+        self._starts: deque[float] = deque()
+        self._settling: asyncio.Future[None] | None = None
+        self.bind(agent)
+
+    def bind(self, agent: AgentDefinition) -> None:
+        """Use this definition from the next delivery on."""
+        self.agent = agent
+        self.limit = agent.options.concurrency
+        self.invoke = build_invoke(agent, self.reef, self.reef.threads, self.reef.interceptors)
+        self._gated = (
+            agent.options.max_calls_per_minute is not None or self.reef.journal is not None
+        )
+
+    @property
+    def name(self) -> str:
+        """The agent's name."""
+        return self.agent.name
+
+    @property
+    def channels(self) -> tuple[str, str]:
+        """The channels it hears: its own, or the session's main one, and its private one."""
+        return self.agent.options.channel or self.main, f"{self.name}_channel"
+
+    @property
+    def pending(self) -> int:
+        """Deliveries that wait, are being handled, or will be retried."""
+        taken = sum(1 for worker in self.workers if worker.posted is not None)
+        return self.mailbox.size + taken + len(self.delayed)
+
+    # -- accepting -----------------------------------------------------------------------
+
+    def put(self, posted: Posted) -> None:
+        """Accept a delivery that has been counted."""
+        self.mailbox.put(posted)
+        self._stir()
+
+    def _stir(self) -> None:
+        if self._idle:
+            self._idle.pop().set_result(None)
+        elif not self.workers:
+            self._start_worker()
+        elif len(self.workers) < self.limit and not self._probing:
+            self._probe_soon()
+
+    def _start_worker(self) -> None:
+        worker = Worker(self)
+        self.workers.add(worker)
+        worker.task = self.reef.loop.create_task(
+            self._work(worker), name=f"praval:{self.name}", context=self.reef.fresh_context()
+        )
+        worker.task.add_done_callback(self._worker_ended)
+
+    def _worker_ended(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        # Only a bug of ours or a dead journal can get here; what waits must not wait in silence.
+        self.reef.fail(error)
+
+    def _probe_soon(self) -> None:
+        """Look again when every worker that can go on has gone on."""
+        self._probing = True
+        self.reef.loop.call_soon(self._probe)
+
+    def _probe(self) -> None:
+        """Start workers if spores wait while all there are hang inside their handlers.
+
+        This runs between two steps of the loop, so a worker inside its handler is suspended there.
+        """
+        self._probing = False
+        if not self.mailbox.size or any(worker.spore is None for worker in self.workers):
+            return
+        wanted = min(len(self.workers), self.mailbox.size, self.limit - len(self.workers))
+        for _ in range(int(wanted)):
+            self._start_worker()
+
+    # -- working -------------------------------------------------------------------------
+
+    async def _work(self, worker: Worker) -> None:
+        current_worker.set(worker)
+        take, clock, counts, ledger = self.mailbox.pop, self.reef.clock, self.counts, self.ledger
+        set_spore = current_spore.set
+        streak = 0
+        try:
+            while True:
+                posted = take()
+                if posted is None:
+                    if not await self._rest():
+                        return
+                    streak = 0
+                    continue
+                worker.posted = posted
+                if self._gated:
+                    await self._pass_gates(worker, posted)
+                header = posted.header
+                tree = posted.tree
+                if header.expires_at is not None and header.expires_at <= clock():
+                    self._expire(worker, posted)
+                    continue
+                if tree is not None and tree.watch is not None and not tree.watch.start():
+                    self.lose(worker, posted, Outcome.CANCELLED, Reason.STOPPED)
+                    continue
+                spore = worker.spore = Spore(header, posted.load(), posted.attempt)
+                set_spore(spore)
+                if self.mailbox.size and len(self.workers) < self.limit and not self._probing:
+                    self._probe_soon()
+                try:
+                    if self.agent.options.timeout is None:
+                        value = await self.invoke(spore)
+                    else:
+                        value = await self._invoke_in_time(worker, spore)
+                    if value is not None or header.spore_type is _REQUEST:
+                        self._finish(worker, posted, value)
+                except BaseException as error:  # noqa: BLE001 - every ending is counted in there
+                    self._fail(worker, posted, error)
+                else:
+                    if value is FILTERED:
+                        self.lose(worker, posted, Outcome.FILTERED, Reason.CONDITION)
+                    elif posted.tree is None and header.key is None and not self._gated:
+                        worker.posted = worker.spore = None
+                        counts[_HANDLED] += 1
+                        ledger.pending -= 1
+                        if not ledger.pending:
+                            ledger.became_idle()
+                    else:
+                        self._settle(worker, posted, Outcome.HANDLED)
+                streak += 1
+                if streak >= STREAK:
+                    streak = 0
+                    await asyncio.sleep(0)
+        finally:
+            self.workers.discard(worker)
+
+    async def _rest(self) -> bool:
+        """Wait for a spore; False: there are idle workers enough, this one ends."""
+        self.last_seen = self.reef.clock()
+        if self._settling is not None:
+            settling, self._settling = self._settling, None
+            await settling
+            if self.mailbox.size:
+                return True
+        if len(self._idle) >= KEPT_IDLE:
+            return False
+        future: asyncio.Future[None] = self.reef.loop.create_future()
+        self._idle.append(future)
+        try:
+            await future
+        finally:
+            if future in self._idle:
+                self._idle.remove(future)
+        return True
+
+    async def _pass_gates(self, worker: Worker, posted: Posted) -> None:
+        """Wait for the throttle, then write the attempt down before it begins."""
+        try:
+            if self.agent.options.max_calls_per_minute is not None:
+                await self._throttle(self.agent.options.max_calls_per_minute)
+            journal = self.reef.journal
+            if journal is not None:
+                # the mark of the one before was written first: one commit serves both
+                await journal.begin(posted.header.id, self.name, posted.attempt)
+        except BaseException:
+            worker.posted = None  # it never began: it still waits
+            self.mailbox.put_back(posted)
+            raise
+
+    async def _throttle(self, per_minute: float) -> None:
+        """Wait until fewer than ``per_minute`` handlings began in the last 60 seconds."""
+        burst = max(1, int(per_minute))
+        window = 60.0 * burst / per_minute
+        while len(self._starts) >= burst:
+            wait = self._starts[0] + window - self.reef.loop.time()
+            if wait <= 0:
+                self._starts.popleft()
+            else:
+                await asyncio.sleep(wait)
+        self._starts.append(self.reef.loop.time())
+
+    async def _invoke_in_time(self, worker: Worker, spore: Spore) -> Any:
+        assert self.agent.options.timeout is not None
+        timer = self.reef.loop.call_later(self.agent.options.timeout, worker.interrupt, "timeout")
+        try:
+            return await self.invoke(spore)
+        finally:
+            timer.cancel()
+
+    # -- ending --------------------------------------------------------------------------
+
+    def _finish(self, worker: Worker, posted: Posted, value: Any) -> None:
+        """Turn what the handler returned into a reply, a result, a broadcast."""
+        if value is FILTERED:
+            return
+        result = value if isinstance(value, dict) else {"result": value}
+        if posted.header.spore_type is _REQUEST:
+            self.reef.requests.reply(posted, self, result)
+        else:
+            self._result(worker, posted, result)
+
+    def _result(self, worker: Worker, posted: Posted, result: Mapping[str, Any]) -> None:
+        watch = posted.tree.watch if posted.tree else None
+        if self.agent.options.auto_broadcast and result.get("type") is not None:
+            self.reef.emit(result, self)
+        if watch is not None:
+            watch.add_result(self.name, dict(result))
+
+    def _expire(self, worker: Worker, posted: Posted) -> None:
+        error = ExpiredError(f"Spore {posted.header.id} waited longer than its time to live.")
+        self.lose(worker, posted, Outcome.EXPIRED, Reason.TTL, error)
+
+    def _fail(self, worker: Worker, posted: Posted, error: BaseException) -> None:
+        """The handler raised: retry, bury, or pass a cancellation on."""
+        worker.held = []
+        why, worker.interruption = worker.interruption, None
+        if isinstance(error, asyncio.CancelledError):
+            if why == "close" or (why is None and worker.task.cancelling()):
+                self._close_down(worker, posted)
+                raise error
+            if why is None:
+                self.lose(worker, posted, Outcome.CANCELLED, Reason.HANDLER_CANCELLED, error)
+                return
+            worker.task.uncancel()
+            if why == "stop":
+                self.lose(worker, posted, Outcome.CANCELLED, Reason.STOPPED)
+                return
+            limit = self.agent.options.timeout
+            error = HandlerTimeoutError(
+                f"Agent {self.name!r} took longer than its timeout of {limit} s for spore "
+                f"{posted.header.id}. Raise timeout=, or make the handler faster."
+            )
+        reason = (
+            Reason.HANDLER_TIMEOUT if isinstance(error, HandlerTimeoutError) else Reason.HANDLER_RAISED
+        )
+        fatal = not isinstance(error, Exception)
+        if posted.attempt <= self.agent.options.retries and not fatal:
+            self._retry(worker, posted, error)
+            return
+        self.lose(worker, posted, Outcome.FAILED, reason, error)
+        if fatal:
+            raise error
+
+    def _close_down(self, worker: Worker, posted: Posted) -> None:
+        """The Reef closes under a running handler: with a journal, the delivery stays there."""
+        if self.reef.journal is None:
+            self.lose(worker, posted, Outcome.CANCELLED, Reason.CLOSED)
+        else:
+            worker.posted = worker.spore = None
+            self.mailbox.put_back(posted)
+
+    def _retry(self, worker: Worker, posted: Posted, error: BaseException) -> None:
+        log.warning(
+            "agent %s failed at spore %s (attempt %d of %d), will retry: %r",
+            self.name, posted.header.id, posted.attempt, self.agent.options.retries + 1, error,
+        )  # fmt: skip
+        again = msgspec.structs.replace(posted, attempt=posted.attempt + 1)
+        delay = self.agent.options.backoff * 2 ** (posted.attempt - 1)
+        worker.posted = worker.spore = None
+        self.delayed[again] = self.reef.loop.call_later(delay, self._requeue, again)
+
+    def _requeue(self, posted: Posted) -> None:
+        del self.delayed[posted]
+        self.mailbox.put_back(posted)
+        self._stir()
+
+    def lose(
+        self,
+        worker: Worker | None,
+        posted: Posted,
+        outcome: Outcome,
+        reason: Reason,
+        error: BaseException | None = None,
+    ) -> None:
+        """Settle one of this agent's deliveries that ends otherwise than handled."""
+        self.ledger.lose(posted, self, outcome, reason, error)
+        self._settle(worker, posted, outcome)
+
+    def _settle(self, worker: Worker | None, posted: Posted, outcome: Outcome) -> None:
+        """The one place where an accepted delivery of an agent ends."""
+        held: list[Emission] = []
+        if worker is not None:
+            held, worker.held = worker.held, []
+            if worker.waiting_for:
+                worker.waiting_for = set()  # requests of tasks that outlive their handler
+            worker.posted = worker.spore = None
+        if posted.header.key is not None:
+            self.mailbox.finished(posted.header.key)
+        self.counts[outcome] += 1
+        settling = self.ledger.settle(posted, self, outcome, held)
+        if settling is not None:
+            self._settling = settling
+
+    # -- stopping ------------------------------------------------------------------------
+
+    def stop_tree(self, root: str, *, interrupt: bool) -> None:
+        """Give up what belongs to one causal tree: what waits, and on request what runs."""
+
+        def mine(posted: Posted) -> bool:
+            return posted.tree is not None and posted.tree.root == root
+
+        for posted in [*self.mailbox.discard(mine), *self._cancel_delayed(mine)]:
+            self.lose(None, posted, Outcome.CANCELLED, Reason.STOPPED)
+        for worker in self.workers:
+            if interrupt and worker.spore is not None and worker.posted and mine(worker.posted):
+                worker.interrupt("stop")
+
+    def clear(self, channel: str) -> int:
+        """Give up what waits and came on this channel; return how many."""
+        cleared = self.mailbox.discard(lambda posted: posted.header.channel == channel)
+        for posted in cleared:
+            self.lose(None, posted, Outcome.CANCELLED, Reason.CLEARED)
+        return len(cleared)
+
+    def abandon(self, reason: Reason) -> None:
+        """Give up all that waits; with a journal it stays there instead, for the next start."""
+        self.mailbox.close()
+        waiting = [*self.mailbox.discard(lambda _: True), *self._cancel_delayed(lambda _: True)]
+        for posted in waiting:
+            if self.reef.journal is not None and reason is Reason.CLOSED:
+                self.mailbox.put_back(posted)
+            else:
+                self.lose(None, posted, Outcome.CANCELLED, reason)
+
+    def _cancel_delayed(self, mine: Any) -> list[Posted]:
+        gone = [posted for posted in self.delayed if mine(posted)]
+        for posted in gone:
+            self.delayed.pop(posted).cancel()
+        return gone
+
+    async def cancel_workers(self, grace: float) -> None:
+        """Cancel the workers and wait for them, ``grace`` seconds at most."""
+        tasks = [worker.task for worker in self.workers]
+        for worker in tuple(self.workers):
+            worker.interrupt("close")
+        if tasks:
+            _, stubborn = await asyncio.wait(tasks, timeout=grace)
+            for task in stubborn:
+                log.error("%s did not end %s s after it was cancelled", task.get_name(), grace)
+
+    async def finish_running(self) -> None:
+        """Wait until nothing is being handled."""
+        while any(worker.posted is not None for worker in self.workers):
+            await asyncio.sleep(0.01)
+
+    async def recover(self, journal: Journal) -> None:
+        """Take back from the journal what was accepted for this agent and never settled."""
+        for entry in await journal.unsettled(self.name):
+            posted = revive(entry)
+            self.ledger.accept(posted, 1)
+            self._recovered(posted)
+
+    def _recovered(self, posted: Posted) -> None:
+        """Take one delivery back; one that keeps killing its process is buried."""
+        if posted.attempt > self.agent.options.retries + 1 + CRASHES:
+            error = CrashLoopError(
+                f"Spore {posted.header.id} was begun {posted.attempt - 1} times by agent "
+                f"{self.name!r}, whose process died each time."
+            )
+            self.lose(None, posted, Outcome.FAILED, Reason.CRASH_LOOP, error)
+        else:
+            self.put(posted)
+
+
+def revive(entry: Entry) -> Posted:
+    """Make a delivery of a journal entry; the attempt is the next one."""
+    header, raw, _ = read_wire(entry.body, len(entry.body))
+    return Posted(header, raw, loader(raw, 1), attempt=entry.attempt + 1)
+

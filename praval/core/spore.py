@@ -1,0 +1,393 @@
+"""Spores: small structured messages.
+
+A :class:`Spore` is a :class:`Header`, which all its receivers share, and the knowledge, of which
+each receiver has its own copy. Knowledge is what JSON can carry. It is encoded once, when the
+spore is published; that is the check of type and size, and it makes a local spore look exactly
+like one that came over a wire (tuples are lists, dates are ISO 8601 strings).
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from itertools import chain, count
+from typing import Annotated, Any
+
+import msgspec
+from msgspec.structs import replace as _replace
+
+from praval.errors import KnowledgeError, MalformedSporeError, SporeTooLargeError
+
+CONTENT_TYPE = "application/vnd.praval.spore+json"
+SCHEMA_VERSION = 1
+MAX_SIZE = 1_048_576
+"""Default limit of encoded knowledge, in bytes."""
+DEFAULT_PRIORITY = 5
+
+
+class SporeType(enum.StrEnum):
+    """What a spore is for."""
+
+    KNOWLEDGE = "knowledge"
+    REQUEST = "request"
+    RESPONSE = "response"
+    BROADCAST = "broadcast"
+    NOTIFICATION = "notification"
+
+
+def _block(number: int, *, prefix: str = "") -> Iterator[str]:
+    return map(f"{prefix or _prefix}{number:013x}".__add__, _TAILS)
+
+
+def _new_ids() -> Callable[[], str]:
+    """Return a source of 128-bit ids: 64 random bits, then a counter, in hexadecimal.
+
+    Everything that runs per id is C code, which makes it both fast and atomic among threads.
+    """
+    return chain.from_iterable(map(_block, count())).__next__
+
+
+_TAILS = tuple(f"{tail:03x}" for tail in range(4096))
+_prefix = os.urandom(8).hex()
+new_id: Callable[[], str] = _new_ids()
+
+
+def _reseed() -> None:
+    """Draw a new prefix, so that a forked child never repeats an id of its parent."""
+    global _prefix, new_id  # noqa: PLW0603 - one source of ids per process
+    _prefix = os.urandom(8).hex()
+    new_id = _new_ids()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reseed)
+
+
+class Header(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Everything about a spore but its knowledge; times are UTC seconds since the epoch."""
+
+    id: str
+    type: str | None = None
+    from_agent: str | None = None
+    to_agent: str | None = None
+    channel: str = "main"
+    created_at: float
+    expires_at: float | None = None
+    priority: Annotated[int, msgspec.Meta(ge=1, le=10)] = DEFAULT_PRIORITY
+    spore_type: SporeType = SporeType.KNOWLEDGE
+    correlation_id: str | None = None
+    reply_to: str | None = None
+    root: str | None = None
+    hops: Annotated[int, msgspec.Meta(ge=0)] = 0
+    deadline: float | None = None
+    key: str | None = None
+    headers: dict[str, str] | None = None
+    data_references: tuple[str, ...] = ()
+
+
+class _Wire(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A spore as one JSON object."""
+
+    schema: int = msgspec.field(name="praval_spore")
+    header: Header
+    knowledge: msgspec.Raw
+    attempt: Annotated[int, msgspec.Meta(ge=1)] = 1
+
+
+class Spore(msgspec.Struct, frozen=True, eq=False):
+    """A message as one receiver sees it. Immutable; the knowledge is the receiver's own copy."""
+
+    header: Header
+    knowledge: dict[str, Any]
+    attempt: int = 1
+    """1 at the first delivery to this agent, one more at each retry or redelivery."""
+
+    @classmethod
+    def create(
+        cls,
+        knowledge: Mapping[str, Any],
+        *,
+        type: str | None = None,
+        ttl: float | None = None,
+        limit: int = MAX_SIZE,
+        **fields: Any,
+    ) -> Spore:
+        """Build a spore.
+
+        Args:
+            knowledge: what it says; must be encodable as a JSON object.
+            type: message type; default: ``knowledge["type"]``.
+            ttl: seconds until it expires; None: never.
+            limit: most bytes of encoded knowledge.
+            **fields: further fields of :class:`Header` (``channel``, ``to_agent``, ``priority``,
+                ``key``, ``headers``, ...).
+
+        Raises:
+            KnowledgeError, SporeTooLargeError: the knowledge cannot be carried.
+            MalformedSporeError: a field has a wrong type or range.
+        """
+        raw = encode_knowledge(knowledge, limit)
+        decoded = decode_knowledge(raw)
+        if type is not None:
+            decoded["type"] = type
+        now = time.time()
+        fields = {"id": new_id(), "created_at": now, **fields, "type": spore_type_of(decoded)}
+        if ttl is not None:
+            fields["expires_at"] = now + ttl
+        try:
+            header = msgspec.convert(fields, Header)
+        except msgspec.ValidationError as error:
+            raise MalformedSporeError(f"A spore cannot have these fields: {error}.") from None
+        return cls(header, decoded)
+
+    def to_bytes(self) -> bytes:
+        """Encode as one JSON object (content type ``CONTENT_TYPE``)."""
+        return wire_bytes(self.header, encode_knowledge(self.knowledge, None), self.attempt)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, limit: int = MAX_SIZE) -> Spore:
+        """Decode what :meth:`to_bytes` made; unknown fields are ignored, unknown headers kept.
+
+        Raises:
+            SporeTooLargeError: more than ``limit`` bytes plus 64 KiB for the header.
+            MalformedSporeError: not a spore; the message says what is wrong where.
+        """
+        header, raw, attempt = read_wire(data, limit)
+        return cls(header, decode_knowledge(raw), attempt)
+
+    def replace(self, *, knowledge: Mapping[str, Any] | None = None, **fields: Any) -> Spore:
+        """Return a copy with other knowledge or header fields."""
+        return Spore(
+            _replace(self.header, **fields),
+            self.knowledge if knowledge is None else dict(knowledge),
+            self.attempt,
+        )
+
+    @property
+    def id(self) -> str:
+        """128 bits in hexadecimal, unique across hosts."""
+        return self.header.id
+
+    @property
+    def type(self) -> str | None:
+        """The message type that ``responds_to`` filters on."""
+        return self.header.type
+
+    @property
+    def from_agent(self) -> str | None:
+        """Name of the agent that emitted it; None: published outside any agent."""
+        return self.header.from_agent
+
+    @property
+    def to_agent(self) -> str | None:
+        """Name of the only receiver; None: whoever listens on the channel."""
+        return self.header.to_agent
+
+    @property
+    def channel(self) -> str:
+        """The channel it was published on."""
+        return self.header.channel
+
+    @property
+    def created_at(self) -> float:
+        """UTC seconds since the epoch."""
+        return self.header.created_at
+
+    @property
+    def timestamp(self) -> str:
+        """``created_at`` as an ISO 8601 string in UTC."""
+        return datetime.fromtimestamp(self.header.created_at, UTC).isoformat()
+
+    @property
+    def expires_at(self) -> float | None:
+        """UTC seconds after which it is not handled any more; None: never."""
+        return self.header.expires_at
+
+    @property
+    def priority(self) -> int:
+        """1 to 10; 10 is the highest."""
+        return self.header.priority
+
+    @property
+    def spore_type(self) -> SporeType:
+        """What it is for (knowledge, request, response, ...)."""
+        return self.header.spore_type
+
+    @property
+    def correlation_id(self) -> str | None:
+        """In a response: the id of the request."""
+        return self.header.correlation_id
+
+    @property
+    def reply_to(self) -> str | None:
+        """In a request: the inbox that waits for the reply."""
+        return self.header.reply_to
+
+    @property
+    def root(self) -> str:
+        """Id of the first ancestor (its own id, if nobody emitted it while handling another)."""
+        return self.header.root or self.header.id
+
+    @property
+    def hops(self) -> int:
+        """Number of ancestors."""
+        return self.header.hops
+
+    @property
+    def deadline(self) -> float | None:
+        """UTC seconds after which nobody waits for the answer; None: nobody waits at all."""
+        return self.header.deadline
+
+    @property
+    def key(self) -> str | None:
+        """Spores with one key are handled strictly in order by each agent."""
+        return self.header.key
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Further headers (``traceparent``, ``replay_of``, ...), a copy."""
+        return dict(self.header.headers or {})
+
+    @property
+    def data_references(self) -> list[str]:
+        """Storage URIs it carries: declared ones, and ``data_references`` and ``*_reference`` keys
+        of the knowledge (guide, "Automatic Data Reference Management").
+        """
+        found = list(self.header.data_references)
+        for name, value in self.knowledge.items():
+            if name == "data_references" and isinstance(value, list):
+                found += [item for item in value if _is_uri(item)]
+            elif name.endswith("_reference") and _is_uri(value):
+                found.append(value)
+        return list(dict.fromkeys(found))
+
+    def has_data_references(self) -> bool:
+        """Whether :attr:`data_references` is not empty."""
+        return bool(self.data_references)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Spore):
+            return NotImplemented
+        return (self.header, self.knowledge, self.attempt) == (
+            other.header,
+            other.knowledge,
+            other.attempt,
+        )
+
+    def __hash__(self) -> int:
+        return hash(self.header.id)
+
+    def __repr__(self) -> str:
+        """Who, what and where, without the knowledge: that may be confidential."""
+        head = self.header
+        return (
+            f"<Spore {head.id} {head.type!r} from {head.from_agent!r} on {head.channel!r}"
+            f"{f' to {head.to_agent!r}' if head.to_agent else ''}>"
+        )
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(dict[str, Any])
+_wire_decoder = msgspec.json.Decoder(_Wire)
+decode_knowledge: Callable[[bytes | msgspec.Raw], dict[str, Any]] = _decoder.decode
+
+
+def encode_knowledge(knowledge: Mapping[str, Any], limit: int | None) -> bytes:
+    """Encode knowledge as a JSON object of at most ``limit`` bytes.
+
+    Raises:
+        KnowledgeError: not a mapping, or something in it that JSON cannot carry (the message
+            says where), NaN and infinities included.
+        SporeTooLargeError: over the limit.
+    """
+    try:
+        raw = _encoder.encode(knowledge)
+    except (TypeError, ValueError, OverflowError, RecursionError, UnicodeError) as error:
+        raise KnowledgeError(f"{_culprit(knowledge)} cannot be sent: {error}.") from None
+    if raw[:1] != b"{":
+        raise KnowledgeError(
+            f"Knowledge must be a mapping of strings to values, not {type(knowledge).__name__}."
+        )
+    # NaN and infinities are encoded as null, so only a text with a null needs the slow look.
+    if raw.find(b"null") >= 0 and (where := _not_finite(knowledge, "knowledge")):
+        raise KnowledgeError(f"{where} is not a finite number, which JSON cannot carry.")
+    if limit is not None and len(raw) > limit:
+        raise SporeTooLargeError(
+            f"The knowledge takes {len(raw)} bytes; the limit is {limit}. Send a reference to the "
+            "data instead, or raise security.max_message_size."
+        )
+    return raw
+
+
+def spore_type_of(knowledge: Mapping[str, Any]) -> str | None:
+    """Return the message type that the knowledge names.
+
+    Raises:
+        KnowledgeError: it is not a string.
+    """
+    kind = knowledge.get("type")
+    if kind is None or isinstance(kind, str):
+        return kind
+    raise KnowledgeError(f"knowledge['type'] must be a string, not {type(kind).__name__}.")
+
+
+def wire_bytes(header: Header, raw: bytes, attempt: int = 1) -> bytes:
+    """Encode a spore whose knowledge is encoded already."""
+    return _encoder.encode(
+        _Wire(
+            schema=SCHEMA_VERSION, header=header, knowledge=msgspec.Raw(raw), attempt=attempt
+        )
+    )
+
+
+def read_wire(data: bytes, limit: int) -> tuple[Header, bytes, int]:
+    """Return header, encoded knowledge and attempt of a spore on the wire.
+
+    Raises:
+        SporeTooLargeError, MalformedSporeError: see :meth:`Spore.from_bytes`.
+    """
+    if len(data) > limit + 65_536:
+        raise SporeTooLargeError(f"A spore of {len(data)} bytes came in; the limit is {limit}.")
+    try:
+        wire = _wire_decoder.decode(data)
+        decode_knowledge(wire.knowledge)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise MalformedSporeError(f"These bytes are not a spore: {error}.") from None
+    if wire.schema != SCHEMA_VERSION:
+        raise MalformedSporeError(
+            f"This spore has schema version {wire.schema}; this Praval reads {SCHEMA_VERSION}. "
+            "Upgrade the older side."
+        )
+    return wire.header, bytes(wire.knowledge), wire.attempt
+
+
+def _is_uri(value: object) -> bool:
+    return isinstance(value, str) and "://" in value
+
+
+def _children(value: Any, path: str) -> Iterator[tuple[Any, str]]:
+    if isinstance(value, Mapping):
+        return ((item, f"{path}[{key!r}]") for key, item in value.items())
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return ((item, f"{path}[{index}]") for index, item in enumerate(value))
+    return iter(())
+
+
+def _not_finite(value: Any, path: str) -> str | None:
+    if isinstance(value, float) and not math.isfinite(value):
+        return path
+    return next(filter(None, (_not_finite(*child) for child in _children(value, path))), None)
+
+
+def _culprit(value: Any, path: str = "knowledge", depth: int = 0) -> str:
+    """Return the path of the innermost value that cannot be encoded."""
+    for item, where in _children(value, path) if depth < 20 else ():  # noqa: PLR2004
+        try:
+            _encoder.encode(item)
+        except (TypeError, ValueError, OverflowError, RecursionError, UnicodeError):
+            return _culprit(item, where, depth + 1)
+    return f"{path} ({type(value).__name__})"

@@ -1,0 +1,135 @@
+"""Worker threads of one Reef, in which plain (``def``) handlers run.
+
+At most ``limit`` plain handlers run at once. One that waits inside the sync bridge gives its
+slot back meanwhile and goes on without queueing afterwards, so that plain handlers that ask one
+another never starve. A thread cannot be killed: a handler that was given up (time-out, close)
+keeps its slot until it returns. Threads are daemons: a stuck one does not keep the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextvars import copy_context
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+from praval.sync import thread_slot
+
+T = TypeVar("T")
+Job = Callable[[], None]
+
+
+class WorkerThreads:
+    """A pool with slots; all methods but those of a slot are for the loop's thread."""
+
+    def __init__(self, limit: int, loop: asyncio.AbstractEventLoop) -> None:
+        self.limit = limit
+        self.loop = loop
+        self.busy = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._idle: list[SimpleQueue[Job | None]] = []
+
+    async def run(self, function: Callable[..., T], /, *args: Any) -> T:
+        """Run ``function`` in a worker thread, with the caller's context variables.
+
+        A cancelled caller leaves at once; the thread and its slot stay busy until it returns.
+        """
+        await self._acquire()
+        future: asyncio.Future[T] = self.loop.create_future()
+        slot = _Slot(self)
+        context = copy_context()
+        context.run(thread_slot.set, slot)
+
+        def job() -> None:
+            try:
+                result = context.run(function, *args)
+            except BaseException as error:  # noqa: BLE001 - carried to the waiter, whatever it is
+                self._report(_finish, future, None, error, queue)
+            else:
+                self._report(_finish, future, result, None, queue)
+
+        def _finish(
+            future: asyncio.Future[T], result: Any, error: BaseException | None, queue: Any
+        ) -> None:
+            self._release()
+            if len(self._idle) < self.limit:
+                self._idle.append(queue)
+            else:
+                queue.put(None)
+            if future.done():
+                return
+            if isinstance(error, StopIteration):
+                error = RuntimeError(f"handler raised {error!r}")
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        queue = self._idle.pop() if self._idle else self._spawn()
+        queue.put(job)
+        return await future
+
+    def close(self) -> None:
+        """Let idle threads end; busy ones end with the process at the latest."""
+        self.limit = 0
+        for queue in self._idle:
+            queue.put(None)
+        self._idle.clear()
+
+    async def _acquire(self) -> None:
+        if self.busy < self.limit and not self._waiting:
+            self.busy += 1
+            return
+        future: asyncio.Future[None] = self.loop.create_future()
+        self._waiting.append(future)
+        try:
+            await future  # whoever wakes us has counted us as busy
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled():
+                self._release()
+            raise
+
+    def _release(self) -> None:
+        self.busy -= 1
+        while self._waiting and self.busy < self.limit:
+            future = self._waiting.popleft()
+            if not future.done():
+                self.busy += 1
+                future.set_result(None)
+
+    def _resume(self) -> None:
+        self.busy += 1
+
+    def _spawn(self) -> SimpleQueue[Job | None]:
+        queue: SimpleQueue[Job | None] = SimpleQueue()
+        threading.Thread(target=_serve, args=(queue,), name="praval-worker", daemon=True).start()
+        return queue
+
+    def _report(self, function: Callable[..., None], *args: Any) -> None:
+        try:
+            self.loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:
+            if not self.loop.is_closed():
+                raise
+            # the loop is gone, and with it everybody who could wait for this handler
+
+
+def _serve(queue: SimpleQueue[Job | None]) -> None:
+    while (job := queue.get()) is not None:
+        job()
+
+
+class _Slot:
+    """A running plain handler's slot; used from its thread."""
+
+    def __init__(self, threads: WorkerThreads) -> None:
+        self._threads = threads
+
+    def pause(self) -> None:
+        self._threads._report(self._threads._release)
+
+    def resume(self) -> None:
+        self._threads._report(self._threads._resume)

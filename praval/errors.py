@@ -1,0 +1,169 @@
+"""Every error that Praval raises, as one tree.
+
+::
+
+    PravalError
+    ├── ConfigurationError          a setting, an environment variable or an option is wrong
+    │   └── UnknownNameError        no such key, provider, transport (suggests the near name)
+    ├── AgentError                  an agent's declaration is wrong
+    │   ├── HandlerSignatureError   the handler cannot be called with what is injected
+    │   ├── DuplicateAgentError     the name is taken in this Reef
+    │   └── UnknownAgentError       nobody has that name
+    ├── SporeError                  a spore cannot be built or read
+    │   ├── KnowledgeError          the knowledge cannot be encoded as JSON
+    │   ├── SporeTooLargeError      over the size limit
+    │   └── MalformedSporeError     bytes from outside that are not a spore
+    ├── ReefError                   the Reef cannot do what was asked
+    │   ├── ReefClosedError         it is not running (any more)
+    │   ├── NoReefError             there is no Reef here
+    │   ├── BlockingCallError       a blocking function was called on an event loop
+    │   └── IdleTimeoutError        work was left when the time was up (also a TimeoutError)
+    ├── DeliveryError               a delivery ended otherwise than handled
+    │   ├── MailboxFullError        rejected: no room
+    │   ├── BudgetError             rejected: the causal tree's spore budget or hop limit is spent
+    │   ├── ExpiredError            its time to live was over
+    │   ├── HandlerTimeoutError     the handler took longer than its ``timeout``
+    │   └── CrashLoopError          it was begun again and again and its process died each time
+    ├── RequestError                a request got no reply
+    │   ├── RequestTimeoutError     not in time (also a TimeoutError)
+    │   ├── RequestFailedError      the other agent failed, refused or was gone
+    │   └── RequestCycleError       waiting for it would wait for ever
+    ├── JournalError                the journal cannot be used
+    │   ├── JournalLockedError      another process holds it
+    │   └── JournalSchemaError      not a journal, or one of a newer version
+    ├── ProviderError               a model could not be used
+    │   └── NoModelError            there is no model at all (lists the ways to get one)
+    └── FeatureUnavailableError     the guide has it, this version does not (yet)
+
+Each message says what happened, why, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class PravalError(Exception):
+    """Root of all errors that Praval raises itself."""
+
+
+class ConfigurationError(PravalError, ValueError):
+    """A setting, an environment variable or an option has a value that cannot be used."""
+
+
+class UnknownNameError(ConfigurationError):
+    """A key or plug-in name that does not exist; the message suggests the nearest one."""
+
+
+class AgentError(PravalError):
+    """An agent's declaration is wrong."""
+
+
+class HandlerSignatureError(AgentError, TypeError):
+    """The handler is no function, or cannot be called with what is injected."""
+
+
+class DuplicateAgentError(AgentError, ValueError):
+    """The name is taken in this Reef by another definition."""
+
+
+class UnknownAgentError(AgentError, LookupError):
+    """Nobody has that name."""
+
+
+class SporeError(PravalError):
+    """A spore cannot be built or read."""
+
+
+class KnowledgeError(SporeError, TypeError):
+    """The knowledge is not something JSON can carry."""
+
+
+class SporeTooLargeError(SporeError, ValueError):
+    """The encoded knowledge is over the size limit."""
+
+
+class MalformedSporeError(SporeError, ValueError):
+    """Bytes from outside that are not a spore."""
+
+
+class ReefError(PravalError, RuntimeError):
+    """The Reef cannot do what was asked."""
+
+
+class ReefClosedError(ReefError):
+    """The Reef is not running: not entered yet, closing, or closed."""
+
+
+class NoReefError(ReefError):
+    """There is no Reef in this place: a thread that no handler and no script owns."""
+
+
+class BlockingCallError(ReefError):
+    """A blocking function was called on an event loop; the message names its async twin."""
+
+
+class IdleTimeoutError(ReefError, TimeoutError):
+    """Work was still pending when the time was up."""
+
+
+class DeliveryError(PravalError):
+    """A delivery ended otherwise than handled."""
+
+
+class MailboxFullError(DeliveryError):
+    """The delivery was rejected because the mailbox has no room."""
+
+
+class BudgetError(DeliveryError):
+    """The delivery was rejected: its causal tree spent its spores, or its chain is too long."""
+
+
+class ExpiredError(DeliveryError):
+    """The spore's time to live was over when its turn came."""
+
+
+class HandlerTimeoutError(DeliveryError, TimeoutError):
+    """The handler took longer than the agent's ``timeout``."""
+
+
+class CrashLoopError(DeliveryError):
+    """The delivery was begun several times and its process died each time."""
+
+
+class RequestError(PravalError):
+    """A request got no reply."""
+
+
+class RequestTimeoutError(RequestError, TimeoutError):
+    """No reply arrived within the request's time-out."""
+
+
+class RequestFailedError(RequestError):
+    """The asked agent failed, refused the request, or was gone."""
+
+
+class RequestCycleError(RequestError):
+    """Every agent that could answer waits, in the end, for this very request."""
+
+
+class JournalError(PravalError):
+    """The journal cannot be used."""
+
+
+class JournalLockedError(JournalError):
+    """Another live process holds the journal."""
+
+
+class JournalSchemaError(JournalError):
+    """The file is not a journal, or one written by a newer version."""
+
+
+class ProviderError(PravalError):
+    """A model provider failed or answered something unusable."""
+
+
+class NoModelError(ProviderError):
+    """No model can be reached; the message lists the ways to get one."""
+
+
+class FeatureUnavailableError(PravalError):
+    """The guide describes it; this version does not have it (yet)."""

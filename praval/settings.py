@@ -1,0 +1,308 @@
+"""Settings: environment variables, a ``.env`` file, and ``configure()``.
+
+Sources, later ones win: defaults, ``.env`` in the working directory, the environment,
+``configure()``. A :class:`Settings` is frozen: a Reef keeps the one it was built with.
+Names are those of the guide, chapter "Configuration Options".
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import threading
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from praval.errors import ConfigurationError, UnknownNameError
+from praval.plugins import near
+
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+NotNegative = Annotated[int, msgspec.Meta(ge=0)]
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
+
+
+class ReefSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a Reef queues and keeps spores; times in seconds, sizes in spores."""
+
+    channel_capacity: Count = 1000
+    """Spores that wait in one agent's mailbox before publishers wait (or are refused)."""
+    hard_capacity: Count | None = None
+    """Where even emissions from handlers are rejected; None: ten times the capacity, >= 10,000."""
+    overflow: Literal["wait", "reject", "drop_oldest"] = "wait"
+    """What happens to a publisher outside handlers when a mailbox is full."""
+    message_ttl: Positive | None = 3600.0
+    """Time to live of a spore that names none; None: for ever."""
+    max_hops: Count = 1000
+    """Longest chain of spores in which each was emitted while handling the one before."""
+    max_tree: Count = 100_000
+    """Most spores in one causal tree (a root spore and all that came of it)."""
+    drain_timeout: Positive = 10.0
+    """How long a closing Reef lets accepted work finish before it cancels what is left."""
+    enable_persistence: bool = False
+    """Keep a journal under the data directory for Reefs that do not name one."""
+    journal_sync: Literal["normal", "full"] = "normal"
+    """"normal" survives a killed process; "full" also a power cut, at an fsync per commit."""
+    cleanup_interval: Positive = 1800.0
+    """How often the journal forgets settled ids that are older than twice the TTL."""
+    dead_letters: Count = 1000
+    """Dead letters kept in memory when there is no journal."""
+
+
+class PerformanceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Time-outs and retries of model calls; times in seconds."""
+
+    timeout: Positive = 30.0
+    max_retries: NotNegative = 3
+    enable_caching: bool = True
+    cache_ttl: Positive = 3600.0
+    batch_size: Count = 10
+
+
+class SecuritySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Limits on what is accepted; sizes in bytes of encoded knowledge."""
+
+    max_message_size: Count = 1_048_576
+    enable_content_filtering: bool = False
+    rate_limit_requests: Count | None = None
+
+
+class MemorySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where and how long agents remember."""
+
+    qdrant_url: str | None = None
+    qdrant_api_key: str | None = None
+    collection_name: str = "praval_memories"
+    short_term_max_entries: Count = 1000
+    short_term_retention_hours: Positive = 24.0
+
+    def __repr__(self) -> str:
+        return f"MemorySettings(collection_name={self.collection_name!r}, ...)"
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All settings of one process or one Reef."""
+
+    default_provider: str | None = None
+    default_model: str | None = None
+    log_level: LogLevel | None = None
+    max_threads: Count = 10
+    """Plain handlers that run at once."""
+    max_concurrent_agents: Count = 20
+    """Most agents in one AgentSession that names no ``max_agents``."""
+    data_dir: str = "~/.local/share/praval"
+    debug: bool = False
+    transport: str | None = None
+    reef_config: ReefSettings = ReefSettings()
+    performance: PerformanceSettings = PerformanceSettings()
+    security: SecuritySettings = SecuritySettings()
+    memory_config: MemorySettings = MemorySettings()
+
+    @property
+    def data_path(self) -> Path:
+        """The data directory with ``~`` expanded; it may not exist yet."""
+        return Path(self.data_dir).expanduser()
+
+
+ENVIRONMENT: Mapping[str, str] = {
+    "PRAVAL_DEFAULT_PROVIDER": "default_provider",
+    "PRAVAL_DEFAULT_MODEL": "default_model",
+    "PRAVAL_LOG_LEVEL": "log_level",
+    "PRAVAL_MAX_THREADS": "max_threads",
+    "PRAVAL_DATA_DIR": "data_dir",
+    "PRAVAL_DEBUG": "debug",
+    "PRAVAL_TRANSPORT": "transport",
+    "PRAVAL_REEF_CAPACITY": "reef_config.channel_capacity",
+    "PRAVAL_MESSAGE_TTL": "reef_config.message_ttl",
+    "PRAVAL_CLEANUP_INTERVAL": "reef_config.cleanup_interval",
+    "PRAVAL_ENABLE_CACHING": "performance.enable_caching",
+    "PRAVAL_CACHE_TTL": "performance.cache_ttl",
+    "PRAVAL_MAX_RETRIES": "performance.max_retries",
+    "PRAVAL_REQUEST_TIMEOUT": "performance.timeout",
+    "QDRANT_URL": "memory_config.qdrant_url",
+    "QDRANT_API_KEY": "memory_config.qdrant_api_key",
+    "PRAVAL_COLLECTION_NAME": "memory_config.collection_name",
+    "SHORT_TERM_MAX_ENTRIES": "memory_config.short_term_max_entries",
+    "SHORT_TERM_RETENTION_HOURS": "memory_config.short_term_retention_hours",
+}
+"""Environment variable -> setting. API keys are read by their providers, never kept here."""
+
+NOT_BUILT = {
+    "transport": "transports across hosts",
+    "performance.enable_caching": "the response cache",
+    "performance.cache_ttl": "the response cache",
+    "performance.batch_size": "batched model calls",
+    "security.enable_content_filtering": "content filtering",
+    "security.rate_limit_requests": "rate limits",
+    "memory_config": "agent memory",
+    "secure_spores": "sealed spores",
+    "transport_security": "transports across hosts",
+    "message_security": "sealed spores",
+    "audit": "the audit log",
+    "monitoring": "metrics",
+}
+"""Keys of the guide that are accepted with a warning until their feature exists."""
+
+
+def from_environment(environ: Mapping[str, str] | None = None) -> Settings:
+    """Read settings from ``environ`` (default: the process's, over a ``.env`` file).
+
+    Raises:
+        ConfigurationError: a variable has a value that cannot be used; the message names it.
+    """
+    if environ is None:
+        environ = {**_dotenv(), **os.environ}
+    tree: dict[str, Any] = {}
+    for variable, path in ENVIRONMENT.items():
+        text = environ.get(variable, "").strip()
+        if text:
+            value = text.upper() if path == "log_level" else text
+            _convert(_nested(path, value), source=variable)
+            _set(tree, path, value)
+    for variable in environ:
+        if variable.startswith("PRAVAL_") and variable not in ENVIRONMENT:
+            hint = near(variable, ENVIRONMENT)
+            if hint:
+                warnings.warn(f"Unknown environment variable {variable}.{hint}", stacklevel=2)
+    return _convert(tree, source="the environment")
+
+
+def merge(settings: Settings, changes: Mapping[str, Any]) -> Settings:
+    """Return ``settings`` with ``changes`` merged in (nested mappings merge too).
+
+    Raises:
+        UnknownNameError: a key does not exist; the near name is suggested.
+        ConfigurationError: a value has the wrong type or range.
+    """
+    if not isinstance(changes, Mapping):
+        raise ConfigurationError(f"configure() takes a mapping, not {type(changes).__name__}.")
+    known = {key: value for key, value in changes.items() if key not in NOT_BUILT_SECTIONS}
+    _check_keys(settings, known, path="")
+    tree = _merged(msgspec.to_builtins(settings), known)
+    merged = _convert(tree, source="configure()", strict=True)
+    _warn_not_built(changes)
+    return merged
+
+
+NOT_BUILT_SECTIONS = frozenset(key for key in NOT_BUILT if "." not in key) - frozenset(
+    Settings.__struct_fields__
+)
+
+
+class _Current:
+    """The process's settings, read on first use and replaced as a whole by ``configure``."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.value: Settings | None = None
+
+
+_current = _Current()
+
+
+def current_settings() -> Settings:
+    """Return the settings that the next Reef and the next model call will use."""
+    with _current.lock:
+        if _current.value is None:
+            _current.value = _applied(from_environment())
+        return _current.value
+
+
+def configure(changes: Mapping[str, Any] | None = None, /, **keys: Any) -> Settings:
+    """Merge ``changes`` into the settings, all or nothing, for Reefs built later.
+
+    Keys are those of the guide ("Programmatic Configuration"). Returns the new settings.
+
+    Raises:
+        UnknownNameError: a key does not exist; the message suggests the near name.
+        ConfigurationError: a value has the wrong type or range; nothing is changed.
+    """
+    base = current_settings()
+    merged = merge(base, {**(changes or {}), **keys})
+    with _current.lock:
+        _current.value = _applied(merged)
+        return merged
+
+
+def reset_settings() -> None:
+    """Forget ``configure()`` calls; the next use reads the environment again (for tests)."""
+    with _current.lock:
+        _current.value = None
+
+
+def _applied(settings: Settings) -> Settings:
+    if settings.log_level is not None:
+        logging.getLogger("praval").setLevel(settings.log_level)
+    return settings
+
+
+def _dotenv() -> dict[str, str]:
+    path = Path(".env")
+    if not path.is_file():
+        return {}
+    from dotenv import dotenv_values
+
+    return {key: value for key, value in dotenv_values(path).items() if value is not None}
+
+
+def _nested(path: str, value: Any) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    _set(tree, path, value)
+    return tree
+
+
+def _set(tree: dict[str, Any], path: str, value: Any) -> None:
+    *parents, leaf = path.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+    tree[leaf] = value
+
+
+def _merged(base: Any, changes: Any) -> Any:
+    if isinstance(base, dict) and isinstance(changes, Mapping):
+        return {
+            **base,
+            **{k: _merged(base[k], v) if k in base else v for k, v in changes.items()},
+        }
+    return changes
+
+
+def _convert(tree: Any, *, source: str, strict: bool = False) -> Settings:
+    try:
+        settings = msgspec.convert(tree, Settings, strict=strict)
+    except msgspec.ValidationError as error:
+        reason = re.sub(r"\$\.?", "", str(error))
+        raise ConfigurationError(f"Bad value in {source}: {reason}.") from None
+    return settings
+
+
+def _check_keys(settings: msgspec.Struct, changes: Mapping[Any, Any], path: str) -> None:
+    for key, value in changes.items():
+        if key not in settings.__struct_fields__:
+            fields = [*settings.__struct_fields__, *([] if path else NOT_BUILT_SECTIONS)]
+            where = f" in {path.rstrip('.')!r}" if path else ""
+            raise UnknownNameError(
+                f"Unknown setting {key!r}{where}.{near(str(key), fields)} "
+                f"Known: {', '.join(sorted(fields))}."
+            )
+        section = getattr(settings, key)
+        if isinstance(section, msgspec.Struct) and isinstance(value, Mapping):
+            _check_keys(section, value, f"{path}{key}.")
+
+
+def _warn_not_built(changes: Mapping[str, Any]) -> None:
+    for path, feature in NOT_BUILT.items():
+        section, _, key = path.partition(".")
+        value = changes.get(section)
+        if value is not None and (not key or (isinstance(value, Mapping) and key in value)):
+            warnings.warn(
+                f"The setting {path!r} is accepted, but {feature} is not in this version yet: "
+                "it has no effect.",
+                FutureWarning,
+                stacklevel=4,
+            )

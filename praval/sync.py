@@ -1,0 +1,256 @@
+"""The only bridge between blocking code and event loops.
+
+A blocking function of the public API is made from its async twin by :func:`blocking`; nothing is
+written twice. Where the twin runs:
+
+* inside a plain handler (a worker thread): on the loop of that handler's Reef;
+* in a plain script: on one background loop, started on first use, closed at exit;
+* on a running event loop: nowhere: :class:`~praval.errors.BlockingCallError` names the twin.
+
+An async function whose owner lives on another loop is carried there by :func:`hop`, so that
+``asyncio.run(...)`` inside a plain handler works.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import functools
+import os
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextvars import ContextVar
+from typing import Any, ParamSpec, Protocol, TypeVar
+
+from praval.errors import BlockingCallError, NoReefError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+INTERRUPT_GRACE = 5.0
+"""Seconds that Ctrl-C waits for the cancelled work to clean up."""
+
+
+class ThreadSlot(Protocol):
+    """A plain handler's place among the worker threads."""
+
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+
+
+class ThreadRunner(Protocol):
+    """The worker threads of a Reef."""
+
+    async def run(self, function: Callable[..., Any], /, *args: Any) -> Any: ...
+
+
+owner_loop: ContextVar[asyncio.AbstractEventLoop | None] = ContextVar("owner_loop", default=None)
+"""The loop of the Reef whose handler runs here."""
+thread_slot: ContextVar[ThreadSlot | None] = ContextVar("thread_slot", default=None)
+"""The slot of the plain handler that runs in this thread."""
+worker_threads: ContextVar[ThreadRunner | None] = ContextVar("worker_threads", default=None)
+"""The worker threads of the Reef whose handler runs here."""
+
+
+class _Background:
+    """The process's background loop: one daemon thread, made when first asked for."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.thread: threading.Thread | None = None
+        self.closers: list[Callable[[], Awaitable[None]]] = []
+
+    def get(self) -> asyncio.AbstractEventLoop:
+        with self.lock:
+            if self.loop is None:
+                self.loop = asyncio.new_event_loop()
+                self.thread = threading.Thread(
+                    target=self.loop.run_forever, name="praval-loop", daemon=True
+                )
+                self.thread.start()
+                # threading's own hook would run after the daemon thread is frozen
+                atexit.register(self.close)
+            return self.loop
+
+    def close(self) -> None:
+        with self.lock:
+            loop, self.loop = self.loop, None
+        if loop is None or self.thread is None or not self.thread.is_alive():
+            return
+        with contextlib.suppress(KeyboardInterrupt):
+            run_on(loop, self._close_all())
+        loop.call_soon_threadsafe(loop.stop)
+        self.thread.join(INTERRUPT_GRACE)
+        if not self.thread.is_alive():
+            loop.close()
+
+    async def _close_all(self) -> None:
+        closers, self.closers = self.closers, []
+        for close in reversed(closers):
+            await close()
+        await asyncio.get_running_loop().shutdown_asyncgens()
+
+
+_background = _Background()
+
+
+def _reset_after_fork() -> None:
+    global _background  # noqa: PLW0603 - a forked child must not touch its parent's loop
+    _background = _Background()
+    owner_loop.set(None)
+    thread_slot.set(None)
+    worker_threads.set(None)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reset_after_fork)
+
+
+def background_loop() -> asyncio.AbstractEventLoop:
+    """Return the background loop, starting it if needed."""
+    return _background.get()
+
+
+def has_background_loop() -> bool:
+    """Whether the background loop was started."""
+    return _background.loop is not None
+
+
+def at_background_exit(close: Callable[[], Awaitable[None]]) -> None:
+    """Await ``close()`` on the background loop before the process ends."""
+    _background.closers.append(close)
+
+
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """Return the loop that runs in this thread, or None."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+@contextlib.contextmanager
+def waiting() -> Iterator[None]:
+    """Give this thread's slot to other plain handlers while it waits."""
+    slot = thread_slot.get()
+    if slot is None:
+        yield
+        return
+    slot.pause()
+    try:
+        yield
+    finally:
+        slot.resume()
+
+
+def run_on(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
+    """Run ``work`` on ``loop``, which runs in another thread, and wait for its result.
+
+    Ctrl-C cancels the work, waits up to five seconds for it to end, and goes on as
+    KeyboardInterrupt. The context variables of the caller are visible to the work.
+
+    Raises:
+        NoReefError: the loop is closed.
+    """
+    finished = threading.Event()
+    tasks: list[asyncio.Task[T]] = []
+
+    def start() -> None:
+        task = loop.create_task(work)
+        task.add_done_callback(lambda _: finished.set())
+        tasks.append(task)
+
+    try:
+        loop.call_soon_threadsafe(start)
+    except RuntimeError as error:
+        work.close()
+        raise NoReefError(
+            "The event loop of this Reef is closed: start a new Reef, or call earlier."
+        ) from error
+    try:
+        with waiting():
+            finished.wait()
+    except KeyboardInterrupt:
+        with contextlib.suppress(RuntimeError):  # the loop may just have closed
+            loop.call_soon_threadsafe(lambda: tasks[0].cancel())
+        finished.wait(INTERRUPT_GRACE)
+        raise
+    return tasks[0].result()
+
+
+async def hop(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
+    """Await ``work`` on ``loop``, from whichever loop this runs on; cancellation travels along."""
+    if running_loop() is loop:
+        return await work
+    try:
+        future = asyncio.run_coroutine_threadsafe(work, loop)
+    except RuntimeError as error:
+        work.close()
+        raise NoReefError(
+            "The event loop of this Reef is closed: start a new Reef, or call earlier."
+        ) from error
+    with waiting():
+        return await asyncio.wrap_future(future)
+
+
+def blocking(twin: Callable[P, Coroutine[Any, Any, T]], name: str | None = None) -> Callable[P, T]:
+    """Make the blocking function ``x`` from its async twin ``ax``.
+
+    Raises (the made function):
+        BlockingCallError: called on a running event loop; the message names the twin.
+    """
+    name = name or twin.__name__.removeprefix("a")
+
+    @functools.wraps(twin)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        refuse_on_loop(name, twin.__name__)
+        return run_on(owner_loop.get() or background_loop(), twin(*args, **kwargs))
+
+    call.__name__ = name
+    call.__qualname__ = call.__qualname__.replace(twin.__name__, name)
+    del call.__wrapped__  # type: ignore[attr-defined]  # inspect must not take it for a coroutine function
+    call.__doc__ = f"Blocking form of :func:`{twin.__name__}`.\n\n{twin.__doc__ or ''}"
+    return call
+
+
+def blocking_method(twin: Callable[..., Coroutine[Any, Any, T]]) -> Callable[..., T]:
+    """Make the blocking method ``x`` from its async twin ``ax``; it runs on ``self.loop`` if there is one.
+
+    Raises (the made method):
+        BlockingCallError: called on a running event loop; the message names the twin.
+    """
+    name = twin.__name__.removeprefix("a")
+
+    @functools.wraps(twin)
+    def call(self: Any, *args: Any, **kwargs: Any) -> T:
+        refuse_on_loop(name, twin.__name__)
+        loop = getattr(self, "loop", None) or owner_loop.get() or background_loop()
+        return run_on(loop, twin(self, *args, **kwargs))
+
+    call.__name__ = name
+    del call.__wrapped__  # type: ignore[attr-defined]  # as in blocking()
+    call.__doc__ = f"Blocking form of :meth:`{twin.__name__}`.\n\n{twin.__doc__ or ''}"
+    return call
+
+
+def refuse_on_loop(name: str, twin: str) -> None:
+    """Raise BlockingCallError if an event loop runs in this thread."""
+    if running_loop() is not None:
+        raise BlockingCallError(
+            f"{name}() blocks, and this code runs on an event loop, which it would stop. "
+            f"Write `await {twin}(...)` instead."
+        )
+
+
+async def in_thread(function: Callable[..., T], /, *args: Any) -> T:
+    """Run a blocking function in a worker thread: the Reef's when there is one.
+
+    A cancelled waiter leaves at once; the thread goes on (a thread cannot be killed).
+    """
+    threads = worker_threads.get()
+    if threads is None or owner_loop.get() is not running_loop():
+        return await asyncio.to_thread(function, *args)
+    result: T = await threads.run(function, *args)
+    return result
