@@ -13,6 +13,8 @@ from benchmarks.harness import QUICK, Measurement, Options
 from benchmarks.workloads import select
 
 _CRASHED, _MISSED = 2, 1
+_QUIET = 0.3
+"""Load average above which other programs disturb the measurement."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,6 +72,8 @@ def main() -> int:
         workloads = select(args.only)
     except ValueError as error:
         parser.error(str(error))
+    if (others := harness.load_average()) > _QUIET:
+        print(f"note: the load average is {others:.1f}; wall-clock figures (W5, W6) will be noisy")
     began = time.monotonic()
     measured: dict[str, Measurement] = {}
     with harness.pinned(args.cpu):

@@ -39,28 +39,38 @@ class Budget:
         for top, bottom in zip(above, below, strict=False):
             if top is not None and bottom is not None:
                 ratios.append(top[self.metric] / bottom[self.metric])
-        return Verdict(self, median(ratios), min(ratios), max(ratios)) if ratios else None
+        return Verdict(self, tuple(ratios)) if ratios else None
+
+    def margin(self, ratio: float) -> float:
+        """How many times better than the threshold; below 1 the budget is missed."""
+        return ratio / self.threshold if self.direction == ">=" else self.threshold / ratio
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A budget with the ratio that was measured: median, smallest and largest pair."""
+    """A budget with the ratios that were measured, one per pair."""
 
     budget: Budget
-    ratio: float
-    low: float
-    high: float
+    ratios: tuple[float, ...]
+
+    @property
+    def ratio(self) -> float:
+        """The median, which decides."""
+        return median(self.ratios)
 
     @property
     def margin(self) -> float:
-        """How many times better than the threshold; below 1 the budget is missed."""
-        if self.budget.direction == ">=":
-            return self.ratio / self.budget.threshold
-        return self.budget.threshold / self.ratio
+        """Of the median."""
+        return self.budget.margin(self.ratio)
 
     @property
     def met(self) -> bool:
         return self.margin >= 1.0
+
+    @property
+    def agreeing(self) -> int:
+        """Pairs that say the same as the median: fewer than all means the figure is noisy."""
+        return sum((self.budget.margin(ratio) >= 1.0) == self.met for ratio in self.ratios)
 
 
 def _rate(number: str, workload: str, other: str, threshold: float, what: str) -> Budget:

@@ -63,6 +63,11 @@ def pinned(cpu: int | None = None) -> Iterator[None]:
         os.sched_setaffinity(0, allowed)
 
 
+def load_average() -> float:
+    """Processes that wanted to run in the last minute; 0 where the system does not say."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+
+
 def run_child(
     workload: Workload, contestant: str, options: Options, seed: int
 ) -> dict[str, dict[str, float]] | dict[str, str]:

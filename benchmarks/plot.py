@@ -23,11 +23,11 @@ def draw(verdicts: Sequence[Verdict], path: Path) -> bool:
 
     figure, axes = plt.subplots(figsize=(9, 0.36 * len(verdicts) + 1.4), layout="constrained")
     for row, verdict in enumerate(verdicts):
-        ends = sorted(_margins(verdict))
+        ends = [verdict.budget.margin(ratio) for ratio in verdict.ratios]
         colour = _MET if verdict.met else _MISSED
         # Bars start at 1, the threshold: to the right is room left, to the left is debt.
         axes.barh(row, verdict.margin - 1, left=1, color=colour, height=0.6)
-        axes.plot(ends, [row, row], color="black", linewidth=1)
+        axes.plot((min(ends), max(ends)), (row, row), color="black", linewidth=1)
         budget = verdict.budget
         axes.annotate(
             f"{verdict.ratio:.3g} ({budget.direction} {budget.threshold:g})",
@@ -46,11 +46,3 @@ def draw(verdicts: Sequence[Verdict], path: Path) -> bool:
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
     return True
-
-
-def _margins(verdict: Verdict) -> tuple[float, float]:
-    """The margins of the smallest and the largest pair."""
-    threshold = verdict.budget.threshold
-    if verdict.budget.direction == ">=":
-        return verdict.low / threshold, verdict.high / threshold
-    return threshold / verdict.low, threshold / verdict.high

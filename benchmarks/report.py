@@ -55,6 +55,12 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
+def _judgement(verdict: Verdict) -> str:
+    word = "met" if verdict.met else "**missed**"
+    pairs = len(verdict.ratios)
+    return word if verdict.agreeing == pairs else f"{word} ({verdict.agreeing} of {pairs} pairs)"
+
+
 def budget_rows(lines: Sequence[Line]) -> list[list[str]]:
     """The budget table as cells, header first."""
     rows = [["", "Budget", "Threshold", "Measured", "Range of pairs", ""]]
@@ -63,8 +69,8 @@ def budget_rows(lines: Sequence[Line]) -> list[list[str]]:
         if verdict is None:
             row += ["", "", "not measured"]
         else:
-            spread = f"{_number(verdict.low)} to {_number(verdict.high)}"
-            row += [_number(verdict.ratio), spread, "met" if verdict.met else "**missed**"]
+            spread = f"{_number(min(verdict.ratios))} to {_number(max(verdict.ratios))}"
+            row += [_number(verdict.ratio), spread, _judgement(verdict)]
         rows.append(row)
     return rows
 
@@ -123,8 +129,7 @@ def record(new: Mapping[str, Measurement]) -> dict[str, Measurement]:
             "direction": budget.direction,
             "threshold": budget.threshold,
             "ratio": verdict and round(verdict.ratio, 4),
-            "low": verdict and round(verdict.low, 4),
-            "high": verdict and round(verdict.high, 4),
+            "ratios": verdict and [round(ratio, 4) for ratio in verdict.ratios],
             "met": verdict and verdict.met,
         }
         for budget, verdict in judge(merged)

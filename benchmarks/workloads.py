@@ -228,6 +228,7 @@ _WORKLOADS = (
         ("queue", "praval"),
         _LATENCY,
         n=10_000,
+        rounds=2.0,
     ),
     Workload(
         "W6-timer",
@@ -236,13 +237,14 @@ _WORKLOADS = (
         ("queue", "praval"),
         _LATENCY,
         n=10_000,
+        rounds=2.0,
     ),
     Workload(
         "W9x1",
         "W1",
         "as W1x1, tracing installed but off",
         ("praval", "praval+tracing"),
-        rounds=2.0,
+        rounds=3.0,
     ),
     Workload(
         "W9x100",
@@ -250,7 +252,7 @@ _WORKLOADS = (
         "as W1x100, tracing installed but off",
         ("praval", "praval+tracing"),
         agents=100,
-        rounds=2.0,
+        rounds=3.0,
     ),
 )
 

@@ -35,8 +35,8 @@ INTERRUPT_GRACE = 5.0
 class ThreadSlot(Protocol):
     """A plain handler's place among the worker threads."""
 
-    def pause(self) -> None: ...
-    def resume(self) -> None: ...
+    def pause(self, over: Callable[[], bool]) -> None: ...
+    def resume(self, over: Callable[[], bool]) -> None: ...
 
 
 class ThreadRunner(Protocol):
@@ -132,17 +132,17 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 @contextlib.contextmanager
-def waiting() -> Iterator[None]:
-    """Give this thread's slot to other plain handlers while it waits."""
+def waiting(over: Callable[[], bool]) -> Iterator[None]:
+    """Give this thread's slot to other plain handlers until what it waits for is ``over``."""
     slot = thread_slot.get()
     if slot is None:
         yield
         return
-    slot.pause()
+    slot.pause(over)
     try:
         yield
     finally:
-        slot.resume()
+        slot.resume(over)
 
 
 def run_on(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
@@ -170,7 +170,7 @@ def run_on(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
             "The event loop of this Reef is closed: start a new Reef, or call earlier."
         ) from error
     try:
-        with waiting():
+        with waiting(finished.is_set):
             finished.wait()
     except KeyboardInterrupt:
         with contextlib.suppress(RuntimeError):  # the loop may just have closed
@@ -191,7 +191,7 @@ async def hop(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> 
         raise NoReefError(
             "The event loop of this Reef is closed: start a new Reef, or call earlier."
         ) from error
-    with waiting():
+    with waiting(future.done):
         return await asyncio.wrap_future(future)
 
 

@@ -1,7 +1,7 @@
 """Where am I? What code that runs inside a handler can find out about its surroundings.
 
-Two context variables: the worker (set once per worker task) and the spore (set per delivery).
-A task that a handler starts inherits both. While the worker still handles that very spore, the
+Two context variables: the worker (set once per worker task) and the delivery (set for each).
+A task that a handler starts inherits both. While the worker still handles that very delivery, the
 task belongs to the handling; afterwards it is an orphan, which publishes without a parent.
 """
 
@@ -10,20 +10,20 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
-from praval.core.spore import Spore
+from praval.core.delivery import Posted
 
 if TYPE_CHECKING:
     from praval.core.agent import AgentDefinition
     from praval.core.runner import Worker
 
 current_worker: ContextVar[Worker | None] = ContextVar("current_worker", default=None)
-current_spore: ContextVar[Spore | None] = ContextVar("current_spore", default=None)
+current_posted: ContextVar[Posted | None] = ContextVar("current_posted", default=None)
 
 
 def open_handling() -> Worker | None:
-    """Return the worker that handles the current spore right now; None outside handlers."""
+    """Return the worker that handles the current delivery right now; None outside handlers."""
     worker = current_worker.get()
-    if worker is None or worker.spore is None or worker.spore is not current_spore.get():
+    if worker is None or worker.posted is None or worker.posted is not current_posted.get():
         return None
     return worker
 

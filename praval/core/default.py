@@ -62,7 +62,9 @@ async def _live(loop: asyncio.AbstractEventLoop, reef: Reef) -> Lifetime:
         async with reef:
             yield
     finally:
-        _defaults.pop(loop, None)
+        default = _defaults.get(loop)
+        if default is not None and default.reef is reef:  # else it has a successor already
+            del _defaults[loop]
 
 
 def get_reef() -> Reef:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import enum
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -64,29 +64,44 @@ class Posted(msgspec.Struct, eq=False):
 
     header: Header
     raw: bytes
-    load: Callable[[], dict[str, Any]]
-    """Returns a fresh copy of the knowledge."""
+    """The encoded knowledge."""
+    load: Callable[[], dict[str, Any]] | None = None
+    """Makes a fresh copy of the knowledge, if there is a cheaper way than decoding ``raw``."""
     tree: Tree | None = None
     attempt: int = 1
 
     def open(self) -> Spore:
         """Make the spore as one receiver sees it."""
-        return Spore(self.header, self.load(), self.attempt)
+        knowledge = decode_knowledge(self.raw) if self.load is None else self.load()
+        return Spore(self.header, knowledge, self.attempt)
 
 
-_SCALARS = frozenset({str, int, float, bool, type(None)})
+FEW = 3
+"""Receivers for which decoding for each costs less than making a copier."""
 
 
-def loader(raw: bytes, receivers: int) -> Callable[[], dict[str, Any]]:
-    """Return the cheapest way to give each of ``receivers`` a knowledge of its own.
+def copier(raw: bytes) -> Callable[[], dict[str, Any]]:
+    """Decode knowledge once; return a maker of copies, for the many receivers of a broadcast."""
+    return _copier(decode_knowledge(raw))
 
-    For one receiver that is decoding. For several, flat knowledge is decoded once and copied.
-    """
-    if receivers > 1:
-        knowledge = decode_knowledge(raw)
-        if _SCALARS.issuperset(map(type, knowledge.values())):
-            return knowledge.copy
-    return lambda: decode_knowledge(raw)
+Container = TypeVar("Container", dict[str, Any], list[Any])
+
+
+def _copier(template: Container) -> Callable[[], Container]:
+    """Return a maker of deep copies of some decoded JSON; it knows where the containers are."""
+    slots: Iterable[tuple[Any, Any]]
+    slots = template.items() if isinstance(template, dict) else enumerate(template)
+    inner = [(slot, _copier(item)) for slot, item in slots if isinstance(item, (dict, list))]
+    if not inner:
+        return template.copy
+
+    def copy() -> Container:
+        fresh: Any = template.copy()
+        for slot, copy_item in inner:
+            fresh[slot] = copy_item()
+        return fresh  # type: ignore[no-any-return]
+
+    return copy
 
 
 class DeadLetter(msgspec.Struct, frozen=True):

@@ -5,11 +5,13 @@ The common case, a coroutine function whose only parameter is ``spore``, is call
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from praval.core.agent import AgentDefinition
+from praval.core.context import current_worker
 from praval.core.interceptor import Interceptor
 from praval.core.spore import Spore
 from praval.core.threads import WorkerThreads
@@ -41,6 +43,8 @@ def build_invoke(
     """
     arguments = injection(agent, reef)
     invoke = _caller(agent, arguments, threads)
+    if agent.options.timeout is not None:
+        invoke = _in_time(agent.options.timeout, reef.loop, invoke)
     for interceptor in reversed(interceptors):
         invoke = _around(interceptor, agent, invoke)
     if agent.options.condition is not None:
@@ -96,6 +100,19 @@ def _caller(agent: AgentDefinition, arguments: dict[str, Any], threads: WorkerTh
         return await value if inspect.isawaitable(value) else value
 
     return call_in_thread
+
+
+def _in_time(seconds: float, loop: asyncio.AbstractEventLoop, invoke: Invoke) -> Invoke:
+    async def call(spore: Spore) -> Any:
+        worker = current_worker.get()
+        assert worker is not None
+        timer = loop.call_later(seconds, worker.interrupt, "timeout")
+        try:
+            return await invoke(spore)
+        finally:
+            timer.cancel()
+
+    return call
 
 
 def _around(interceptor: Interceptor, agent: AgentDefinition, invoke: Invoke) -> Invoke:

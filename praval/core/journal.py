@@ -1,8 +1,9 @@
 """The durable store behind a Reef: what was accepted, begun, settled and buried.
 
-A journal knows bytes and names, not Reefs. It is an asyncio facade over one writer thread that
-owns the SQLite file (`praval.core.journal_store`). The thread takes everything that is queued,
-writes it in one transaction, commits, and reports to the loop once per batch (group commit).
+A journal knows bytes and names, not Reefs. It is an asyncio facade over one writer thread
+(`praval.core.journal_writer`) that owns an SQLite file (`praval.core.journal_store`). The thread
+takes everything that is queued, writes it in one transaction (worked out in
+`praval.core.journal_changes`), commits, and reports to the loop once per batch: group commit.
 
 Life of a delivery (one spore x one agent)::
 
@@ -15,39 +16,20 @@ Guide: `reef.enable_persistence` in the configuration chapter.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
-import threading
 import time
 import warnings
-from collections import deque
 from collections.abc import Callable, Sequence
-from queue import SimpleQueue
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Literal
 
-from praval.core.journal_store import (
-    CHANGES,
-    PRUNE_CHUNK,
-    Accept,
-    Begin,
-    Bury,
-    Change,
-    DeadEntry,
-    Entry,
-    Settle,
-    Store,
-    open_store,
-)
+from praval.core.journal_changes import Accept, Begin, Bury, DeadEntry, Entry, Settle
+from praval.core.journal_store import PRUNE_CHUNK, Store
+from praval.core.journal_writer import AGAIN, Work, Writer
 from praval.errors import ConfigurationError, JournalError
 
 __all__ = ["DeadEntry", "Entry", "Journal"]
 
-_Item: TypeAlias = "tuple[asyncio.Future[Any], Change | Callable[[Store], object]]"
-
-_MAX_BATCH = 2_000  # changes in one transaction, so that the first need not wait for the last
-_AGAIN: Final = object()  # answer of a call that wants another turn after those that wait
 _NOT_OUTCOMES = frozenset({"unsettled", "dead"})  # keys of `counts()` with a meaning of their own
-_log = logging.getLogger("praval.journal")
 
 
 class Journal:
@@ -66,7 +48,7 @@ class Journal:
 
     def __init__(
         self,
-        writer: _Writer,
+        writer: Writer,
         *,
         replica_id: str,
         retention: float,
@@ -105,7 +87,7 @@ class Journal:
             raise ConfigurationError(
                 f"retention is {retention!r}: it must be a number of seconds, 0 or more."
             )
-        writer = _Writer(asyncio.get_running_loop(), os.fspath(path), sync)
+        writer = Writer(asyncio.get_running_loop(), os.fspath(path), sync)
         writer.thread.start()
         try:
             replica_id = await writer.opened
@@ -162,12 +144,12 @@ class Journal:
         return self._enqueue(Bury(spore_id, agent, reason, text, attempts, self._clock()))
 
     async def unsettled(self, agent: str) -> list[Entry]:
-        """The deliveries of `agent` that are not settled, in order of acceptance."""
+        """List the deliveries of `agent` that are not settled, in order of acceptance."""
         entries: list[Entry] = await self._enqueue(lambda store: store.unsettled(agent))
         return entries
 
     async def dead(self, limit: int = 1000) -> list[DeadEntry]:
-        """The newest `limit` dead letters, the oldest of them first."""
+        """List the newest `limit` dead letters, the oldest of them first."""
         letters: list[DeadEntry] = await self._enqueue(lambda store: store.dead(limit))
         return letters
 
@@ -187,7 +169,7 @@ class Journal:
             nonlocal forgotten
             count = store.prune(before)
             forgotten += count
-            return _AGAIN if count == PRUNE_CHUNK else forgotten
+            return AGAIN if count == PRUNE_CHUNK else forgotten
 
         return self._enqueue(forget)
 
@@ -206,7 +188,7 @@ class Journal:
             self._closing = True
             writer.queue.put(None)
         await asyncio.shield(writer.finished)
-        while writer.thread.is_alive():  # for some microseconds; join() would block the loop
+        while writer.thread.is_alive():  # noqa: ASYNC110 - microseconds; join() blocks the loop
             await asyncio.sleep(0)
 
     def __del__(self) -> None:
@@ -217,10 +199,10 @@ class Journal:
     def __repr__(self) -> str:
         return f"<Journal {self._writer.path!r}>"
 
-    def _enqueue(self, work: Change | Callable[[Store], object]) -> asyncio.Future[Any]:
+    def _enqueue(self, work: Work) -> asyncio.Future[Any]:
         writer = self._writer
         if writer.failure is not None:
-            raise _dead_writer(writer.path, writer.failure)
+            raise writer.dead()
         if self._closing:
             raise JournalError(
                 f"The journal {writer.path} is closed. Open it again to read or write it."
@@ -228,152 +210,6 @@ class Journal:
         future = writer.loop.create_future()
         writer.queue.put((future, work))
         return future
-
-
-class _Writer:
-    """The thread that owns the file, and the queue to it.
-
-    It holds no reference to its Journal, so that a forgotten one is collected and stops it.
-    """
-
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, path: str, sync: Literal["normal", "full"]
-    ) -> None:
-        self.loop = loop
-        self.path = path
-        self.queue: SimpleQueue[_Item | None] = SimpleQueue()  # None: stop when all is written
-        self.opened: asyncio.Future[str] = loop.create_future()
-        self.finished: asyncio.Future[None] = loop.create_future()
-        self.failure: str | None = None  # set on the loop when the thread has died
-        # A daemon, because a program that forgot to close its journal must be able to end. What
-        # was reported is committed, whatever happens to the thread.
-        self.thread = threading.Thread(
-            target=self._run, args=(sync,), name="praval-journal", daemon=True
-        )
-        self._waiting: deque[_Item | None] = deque()
-        self._in_hand: list[_Item] = []
-
-    def _run(self, sync: Literal["normal", "full"]) -> None:
-        try:
-            store = open_store(self.path, sync=sync)
-        except BaseException as exc:  # noqa: BLE001 - not lost: `Journal.open` raises it
-            self._tell(_resolve, [self.opened], [exc])
-            return
-        try:
-            self._tell(_resolve, [self.opened], [store.replica_id])
-            self._serve(store)
-        except BaseException as exc:  # noqa: BLE001 - nobody may wait for a thread that is dead
-            _log.critical("The writer of the journal %s died", self.path, exc_info=exc)
-            self._tell(self._die, f"{type(exc).__name__}: {exc}")
-        finally:
-            try:
-                store.close()
-            finally:
-                self._tell(_resolve, [self.finished], [None])
-
-    def _serve(self, store: Store) -> None:
-        waiting = self._waiting
-        stopping = False
-        while waiting or not stopping:
-            if not waiting:
-                waiting.append(self.queue.get())
-            for _ in range(self.queue.qsize()):  # no other consumer: what it counts is there
-                waiting.append(self.queue.get_nowait())
-            item = waiting.popleft()
-            if item is None:
-                stopping = True
-                continue
-            future, work = item
-            self._in_hand = [future]
-            if isinstance(work, CHANGES):
-                self._report(self._write(store, [work, *self._take_changes()]))
-                continue
-            answer = self._call(store, work)
-            if answer is _AGAIN:
-                waiting.append(item)
-            else:
-                self._report([answer])
-
-    def _take_changes(self) -> list[Change]:
-        """The changes at the head of what waits: they go into the same transaction."""
-        waiting = self._waiting
-        changes: list[Change] = []
-        while waiting and len(self._in_hand) < _MAX_BATCH:
-            item = waiting[0]
-            if item is None or not isinstance(item[1], CHANGES):
-                break
-            self._in_hand.append(item[0])
-            changes.append(item[1])
-            waiting.popleft()
-        return changes
-
-    def _write(self, store: Store, changes: list[Change]) -> list[object]:
-        try:
-            return store.write(changes)
-        except Exception as exc:  # noqa: BLE001 - whatever went wrong, its caller is told
-            if len(changes) == 1:
-                return [self._unwritten(exc)]
-        # Nothing of the batch is in the file. Each change alone: a bad one fails only itself.
-        return [answer for change in changes for answer in self._write(store, [change])]
-
-    def _call(self, store: Store, work: Callable[[Store], object]) -> object:
-        try:
-            return work(store)
-        except JournalError as exc:
-            return exc
-        except Exception as exc:  # noqa: BLE001 - whatever went wrong, its caller is told
-            return self._unwritten(exc)
-
-    def _unwritten(self, exc: Exception) -> JournalError:
-        error = JournalError(
-            f"The journal {self.path} failed: {type(exc).__name__}: {exc}. Nothing of this call "
-            "was stored. Check the disk's room and health, and that the arguments can be stored."
-        )
-        error.__cause__ = exc
-        return error
-
-    def _report(self, answers: list[object]) -> None:
-        failures = [answer for answer in answers if isinstance(answer, JournalError)]
-        if failures:
-            _log.error(
-                "%d of %d calls to the journal %s failed, the first so: %s",
-                *(len(failures), len(answers), self.path, failures[0]),
-            )
-        futures, self._in_hand = self._in_hand, []
-        if not self._tell(_resolve, futures, answers):
-            self.queue.put(None)  # the loop is gone, and with it everyone who could ask for more
-
-    def _tell(self, callback: Callable[..., None], *args: object) -> bool:
-        try:
-            self.loop.call_soon_threadsafe(callback, *args)
-        except RuntimeError:  # the loop is closed
-            return False
-        return True
-
-    def _die(self, reason: str) -> None:
-        """Fail everything that waits. Runs on the loop, where all calls come from: none slips by."""
-        self.failure = reason
-        items = [*self._waiting, *(self.queue.get_nowait() for _ in range(self.queue.qsize()))]
-        futures = self._in_hand + [item[0] for item in items if item is not None]
-        _resolve(futures, [_dead_writer(self.path, reason) for _ in futures])
-
-
-def _resolve(futures: Sequence[asyncio.Future[Any]], answers: Sequence[object]) -> None:
-    for future, answer in zip(futures, answers, strict=True):
-        if future.done():  # cancelled; the change is written (or logged as failed) all the same
-            continue
-        if isinstance(answer, BaseException):
-            future.set_exception(answer)
-            future.exception()  # it is in the log: asyncio need not say so again
-        else:
-            future.set_result(answer)
-
-
-def _dead_writer(path: str, reason: str) -> JournalError:
-    return JournalError(
-        f"The writer of the journal {path} died ({reason}). What was reported as written is safe; "
-        "close the journal and open it again to go on."
-    )
 
 
 def _check_outcome(outcome: str) -> None:

@@ -1,23 +1,18 @@
 """The SQLite file behind a journal: its schema, its lock, one transaction per batch of changes.
 
-Everything here blocks; `praval.core.journal` runs it on its writer thread and nowhere else.
-
-A batch is worked out in memory first (`_Delta`), on top of an index of the unsettled deliveries,
-and then written table by table. That costs about a third of running each change's statements in
-turn, and a batch that fails leaves nothing to undo but the transaction.
+Everything here blocks; `praval.core.journal_writer` runs it on its thread and nowhere else.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Literal, NoReturn
 
-import msgspec
-
+from praval.core.journal_changes import Accept, Change, DeadEntry, Delta, Entry, Key, Row, Settle
 from praval.errors import JournalError, JournalLockedError, JournalSchemaError
 
 if TYPE_CHECKING:
@@ -28,10 +23,10 @@ SCHEMA_VERSION = 1
 PRUNE_CHUNK = 5_000  # rows that one prune transaction deletes, some ten milliseconds of work
 _LOOKUP_CHUNK = 500  # ids in one duplicate look-up; SQLite allows at least 999 parameters
 
-# A body is stored once for all deliveries of one acceptance: those numbered from its own number to
-# `last`. A table `delivery` that holds only unsettled rows stays small and needs no index; what
-# grows is `settled`, the memory of ids. `dead.id` is never used twice (AUTOINCREMENT), so that a
-# stale id cannot drop somebody else's letter.
+# A body lies in its delivery, or, if one acceptance was for several agents, once in `body`: for the
+# deliveries numbered from its own number to `last`. `delivery` holds only what is unsettled, so it
+# stays small and needs no index; what grows is `settled`, the memory of ids. `dead.id` is never
+# used twice (AUTOINCREMENT), so that a stale id cannot drop somebody else's letter.
 _SCHEMA = (
     f"PRAGMA application_id = {APPLICATION_ID}",
     f"PRAGMA user_version = {SCHEMA_VERSION}",
@@ -39,7 +34,7 @@ _SCHEMA = (
         number INTEGER PRIMARY KEY, last INTEGER NOT NULL, content BLOB NOT NULL)""",
     """CREATE TABLE delivery (
         number INTEGER PRIMARY KEY, spore TEXT NOT NULL, agent TEXT NOT NULL,
-        attempt INTEGER NOT NULL, body INTEGER NOT NULL)""",
+        attempt INTEGER NOT NULL, body INTEGER, content BLOB)""",
     """CREATE TABLE settled (
         spore TEXT NOT NULL, agent TEXT NOT NULL, at REAL NOT NULL,
         PRIMARY KEY (spore, agent)) WITHOUT ROWID""",
@@ -53,159 +48,18 @@ _SCHEMA = (
 )
 
 _PUT_BODY = "INSERT INTO body VALUES (?, ?, ?)"
-_PUT_DELIVERY = "INSERT INTO delivery VALUES (?, ?, ?, 0, ?)"
+_PUT_DELIVERY = "INSERT INTO delivery VALUES (?, ?, ?, 0, ?, ?)"
 _SET_ATTEMPT = "UPDATE delivery SET attempt = ? WHERE number = ?"
-_PUT_DEAD = "INSERT INTO dead SELECT ?, ?, ?, content, ?, ?, ?, ? FROM body WHERE number = ?"
+_CONTENT = "coalesce(content, (SELECT content FROM body WHERE body.number = delivery.body))"
+_PUT_DEAD = (
+    f"INSERT INTO dead SELECT ?, ?, ?, {_CONTENT}, ?, ?, ?, ? FROM delivery WHERE number = ?"
+)
 _END_DELIVERY = "DELETE FROM delivery WHERE number = ?"
 _RELEASE_BODY = """DELETE FROM body WHERE number = ? AND NOT EXISTS (
     SELECT 1 FROM delivery WHERE delivery.number BETWEEN body.number AND body.last)"""
 _PUT_SETTLED = "INSERT INTO settled VALUES (?, ?, ?)"
 _ADD_TOTAL = """INSERT INTO total VALUES (?, ?)
     ON CONFLICT (outcome) DO UPDATE SET count = count + excluded.count"""
-
-Emission: TypeAlias = tuple[str, bytes, tuple[str, ...]]  # spore id, body, agents
-_Key: TypeAlias = tuple[str, str]  # spore id, agent
-_Row: TypeAlias = tuple[int, int]  # delivery number, body number
-
-
-class Entry(msgspec.Struct, frozen=True):
-    """One delivery that is not settled; `attempt` counts the attempts begun (0: never started)."""
-
-    spore_id: str
-    agent: str
-    body: bytes
-    attempt: int
-
-
-class DeadEntry(msgspec.Struct, frozen=True):
-    """One dead letter; `id` is its row, `at` the time it was buried (seconds since the epoch)."""
-
-    id: int
-    spore_id: str
-    agent: str
-    body: bytes
-    reason: str
-    error: str
-    attempts: int
-    at: float
-
-
-class Accept(msgspec.Struct, frozen=True):
-    """Store one spore for these agents."""
-
-    spore_id: str
-    body: bytes
-    agents: tuple[str, ...]
-
-
-class Begin(msgspec.Struct, frozen=True):
-    """Note that an attempt begins."""
-
-    spore_id: str
-    agent: str
-    attempt: int
-
-
-class Settle(msgspec.Struct, frozen=True):
-    """End one delivery and accept what its handler emitted."""
-
-    spore_id: str
-    agent: str
-    outcome: str
-    at: float
-    emitted: tuple[Emission, ...]
-
-
-class Bury(msgspec.Struct, frozen=True):
-    """End one delivery and keep it as a dead letter."""
-
-    spore_id: str
-    agent: str
-    reason: str
-    error: str
-    attempts: int
-    at: float
-
-
-Change: TypeAlias = Accept | Begin | Settle | Bury
-CHANGES: Final = (Accept, Begin, Settle, Bury)  # for isinstance, which is slow on a union
-
-
-class _Delta:
-    """What a batch of changes does to the file, worked out before any of it is written."""
-
-    def __init__(
-        self, unsettled: Mapping[_Key, _Row], settled: set[_Key], number: int, dead_id: int
-    ) -> None:
-        self._before = unsettled
-        self._settled = settled
-        self.number = number  # the next free one, for deliveries and bodies alike
-        self.dead_id = dead_id
-        self.changed: dict[_Key, _Row | None] = {}  # None: settled by this batch
-        self.bodies: list[tuple[int, int, bytes]] = []
-        self.deliveries: list[tuple[int, str, str, int]] = []
-        self.attempts: list[tuple[int, int]] = []
-        self.dead: list[tuple[int, str, str, str, str, int, float, int]] = []
-        self.ended: list[tuple[int]] = []
-        self.released: set[tuple[int]] = set()
-        self.settled: list[tuple[str, str, float]] = []
-        self.totals: Counter[str] = Counter()
-
-    def apply(self, change: Change) -> object:
-        """What the caller of `change` is told; a `JournalError` if it changes nothing."""
-        if isinstance(change, Accept):
-            return self._accept(change.spore_id, change.body, change.agents)
-        row = self._find(change.spore_id, change.agent)
-        if row is None:
-            return JournalError(
-                f"The delivery of spore {change.spore_id!r} to agent {change.agent!r} is not open "
-                "in the journal: it was never accepted, or it is settled already. Accept a spore "
-                "before anything else and settle each of its deliveries once."
-            )
-        if isinstance(change, Begin):
-            self.attempts.append((change.attempt, row[0]))
-            return None
-        if isinstance(change, Settle):
-            self._end(change, row, change.outcome)
-            for spore_id, body, agents in change.emitted:
-                self._accept(spore_id, body, agents)
-            return None
-        return self._bury(change, row)
-
-    def _find(self, spore_id: str, agent: str) -> _Row | None:
-        key = (spore_id, agent)
-        return self.changed[key] if key in self.changed else self._before.get(key)
-
-    def _accept(self, spore_id: str, body: bytes, agents: Iterable[str]) -> tuple[str, ...]:
-        first = self.number
-        new: list[str] = []
-        for agent in agents:
-            key = (spore_id, agent)
-            if key in self.changed or key in self._before or key in self._settled:
-                continue
-            self.changed[key] = (self.number, first)
-            self.deliveries.append((self.number, spore_id, agent, first))
-            self.number += 1
-            new.append(agent)
-        if new:
-            self.bodies.append((first, self.number - 1, body))
-        return tuple(new)
-
-    def _bury(self, change: Bury, row: _Row) -> int:
-        letter, self.dead_id = self.dead_id, self.dead_id + 1
-        self.dead.append(
-            (letter, change.spore_id, change.agent, change.reason, change.error)
-            + (change.attempts, change.at, row[1])
-        )
-        self._end(change, row, change.reason)
-        return letter
-
-    def _end(self, change: Settle | Bury, row: _Row, outcome: str) -> None:
-        self.changed[change.spore_id, change.agent] = None
-        self.ended.append((row[0],))
-        self.released.add((row[1],))
-        self.settled.append((change.spore_id, change.agent, change.at))
-        self.totals[outcome] += 1
 
 
 class Store:
@@ -214,8 +68,13 @@ class Store:
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
         rows = db.execute("SELECT spore, agent, number, body FROM delivery")
-        self._unsettled: dict[_Key, _Row] = {(spore, agent): (n, b) for spore, agent, n, b in rows}
-        self._number = 1 + self._scalar("SELECT ifnull(max(number), 0) FROM delivery")
+        self._unsettled: dict[Key, Row] = {(spore, agent): (n, b) for spore, agent, n, b in rows}
+        # Not only past the last delivery: a number inside the range of a body that is still there
+        # would keep that body for ever.
+        self._number = 1 + max(
+            self._scalar("SELECT ifnull(max(number), 0) FROM delivery"),
+            self._scalar("SELECT ifnull((SELECT last FROM body ORDER BY number DESC LIMIT 1), 0)"),
+        )
         self._dead_id = 1 + self._scalar("SELECT ifnull(max(seq), 0) FROM sqlite_sequence")
         self.replica_id: str = db.execute("SELECT id FROM replica").fetchone()[0]
 
@@ -228,7 +87,7 @@ class Store:
         db = self._db
         db.execute("BEGIN")
         try:
-            delta = _Delta(self._unsettled, self._settled(changes), self._number, self._dead_id)
+            delta = Delta(self._unsettled, self._settled(changes), self._number, self._dead_id)
             answers = [delta.apply(change) for change in changes]
             for sql, rows in (
                 (_PUT_BODY, delta.bodies),
@@ -249,7 +108,7 @@ class Store:
         self._keep(delta)
         return answers
 
-    def _keep(self, delta: _Delta) -> None:
+    def _keep(self, delta: Delta) -> None:
         self._number, self._dead_id = delta.number, delta.dead_id
         for key, row in delta.changed.items():
             if row is None:
@@ -257,15 +116,15 @@ class Store:
             else:
                 self._unsettled[key] = row
 
-    def _settled(self, changes: Sequence[Change]) -> set[_Key]:
-        """The settled deliveries of the spores that this batch brings: all duplicates."""
+    def _settled(self, changes: Sequence[Change]) -> set[Key]:
+        """Look up which deliveries of the spores that this batch brings are settled already."""
         ids: list[str] = []
         for change in changes:
             if isinstance(change, Accept):
                 ids.append(change.spore_id)
             elif isinstance(change, Settle):
                 ids.extend(emission[0] for emission in change.emitted)
-        found: set[_Key] = set()
+        found: set[Key] = set()
         for start in range(0, len(ids), _LOOKUP_CHUNK):
             chunk = ids[start : start + _LOOKUP_CHUNK]
             marks = ",".join("?" * len(chunk))
@@ -274,16 +133,16 @@ class Store:
         return found
 
     def unsettled(self, agent: str) -> list[Entry]:
-        """What is not settled for `agent`, in order of acceptance."""
+        """List what is not settled for `agent`, in order of acceptance."""
         rows = self._db.execute(
-            "SELECT spore, agent, content, attempt FROM delivery"
-            " JOIN body ON body.number = delivery.body WHERE agent = ? ORDER BY delivery.number",
+            f"SELECT spore, agent, {_CONTENT}, attempt FROM delivery WHERE agent = ?"
+            " ORDER BY number",
             (agent,),
         )
         return [Entry(*row) for row in rows]
 
     def dead(self, limit: int) -> list[DeadEntry]:
-        """The newest `limit` dead letters, the oldest of them first."""
+        """List the newest `limit` dead letters, the oldest of them first."""
         rows = self._db.execute("SELECT * FROM dead ORDER BY id DESC LIMIT ?", (max(limit, 0),))
         return [DeadEntry(*row) for row in rows][::-1]
 
@@ -363,6 +222,8 @@ def _tune(db: sqlite3.Connection, file: Path, sync: Literal["normal", "full"]) -
     # Bodies that are dropped are overwritten where that costs no extra writing.
     db.execute("PRAGMA secure_delete = FAST")
     db.execute("PRAGMA cache_size = -16000")  # KiB
+    # The log is folded into the file every 4,000 pages (16 MB), each time with a disk flush.
+    db.execute("PRAGMA wal_autocheckpoint = 4000")
     db.execute("PRAGMA journal_size_limit = 67108864")  # bytes a burst may leave in the log
 
 
@@ -370,11 +231,9 @@ def _make_private(file: Path) -> None:
     for folder in reversed([file.parent, *file.parent.parents]):
         if not folder.exists():
             folder.mkdir(mode=0o700, exist_ok=True)
-    try:
+    with suppress(FileExistsError):
         # SQLite gives its log the mode of the file, so this protects both.
         os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-    except FileExistsError:
-        pass
 
 
 def _refuse_foreign(file: Path) -> None:
@@ -403,8 +262,8 @@ def _check_schema(db: sqlite3.Connection, file: Path) -> None:
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version != SCHEMA_VERSION:
         raise JournalSchemaError(
-            f"The journal {file} has schema version {version}; this Praval knows version "
-            f"{SCHEMA_VERSION}. It was left as it is: use the Praval that wrote it, or another path."
+            f"The journal {file} has schema version {version}, this Praval knows version "
+            f"{SCHEMA_VERSION}. It was left as it is: use the Praval that wrote it or another path."
         )
 
 

@@ -32,7 +32,7 @@ class Ledger(Tally):
     """Counts, dead letters and quiescence of one Reef; used on its loop only."""
 
     __slots__ = (
-        "_dead_rows", "_idle", "clock", "dead_letters", "in_transit", "journal", "listeners",
+        "_broken", "_dead_rows", "_idle", "clock", "dead_letters", "in_transit", "journal", "listeners",
         "loop",
     )  # fmt: skip
 
@@ -54,6 +54,7 @@ class Ledger(Tally):
         """Called for every loss: open requests, error events."""
         self._dead_rows: dict[str, asyncio.Future[int]] = {}
         self._idle: list[asyncio.Future[None]] = []
+        self._broken: BaseException | None = None
 
     # -- beginning -----------------------------------------------------------------------
 
@@ -222,12 +223,15 @@ class Ledger(Tally):
     async def wait_idle(self) -> None:
         """Return when no delivery is pending."""
         while self.pending:
+            if self._broken is not None:
+                raise self._broken
             waiter: asyncio.Future[None] = self.loop.create_future()
             self._idle.append(waiter)
             await waiter
 
     def fail_waiters(self, error: BaseException) -> None:
-        """The Reef is broken: waiting would be in vain."""
+        """The Reef is broken or closed: waiting would be in vain, now and later."""
+        self._broken = error
         waiters, self._idle = self._idle, []
         for waiter in waiters:
             if not waiter.done():

@@ -23,150 +23,148 @@ AGING = 100
 
 
 class Mailbox:
-    """What waits for one agent. Not for use from several threads."""
+    """What waits for one agent. Not for use from several threads.
 
-    __slots__ = ("_fifo", "_heap", "_lanes", "_publishers", "_sequence", "capacity", "size")
+    While all that waits is ordinary (no key, default priority), ``special`` is False and the hot
+    path of ``praval.core.runner`` works on ``fifo`` directly; ``crowded`` says that publishers
+    wait for room.
+    """
+
+    __slots__ = ("_heap", "_lanes", "_parked", "_publishers", "_sequence", "capacity", "crowded",
+                 "fifo", "low_mark", "special")  # fmt: skip
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self.size = 0
-        """Spores that wait, in lanes too."""
-        self._fifo: deque[Posted] = deque()
-        self._heap: list[tuple[int, int, Posted]] | None = None
-        self._lanes: dict[str, deque[Posted]] | None = None
+        self.fifo: deque[Posted] = deque()
+        self.special = False
+        self.crowded = False
+        self.low_mark = capacity // 2
+        """Size at which waiting publishers are woken, all that then find room together."""
+        self._heap: list[tuple[int, int, Posted]] = []
+        self._lanes: dict[str, deque[Posted]] = {}
+        self._parked = 0
         self._sequence = 0
-        self._publishers: deque[asyncio.Future[None]] | None = None
+        self._publishers: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def size(self) -> int:
+        """Spores that wait, in lanes too."""
+        return len(self.fifo) + len(self._heap) + self._parked
 
     def put(self, posted: Posted) -> None:
         """Add a spore, whatever the capacity: whether there is room is the caller's question."""
-        self.size += 1
-        if posted.header.key is not None and self._lane_taken(posted):
-            return
+        key = posted.header.key
+        if key is not None:
+            self.special = True
+            lane = self._lanes.get(key)
+            if lane is not None:
+                lane.append(posted)
+                self._parked += 1
+                return
+            self._lanes[key] = deque()
         self._enqueue(posted)
 
     def put_back(self, posted: Posted) -> None:
         """Add a spore that was popped before (a retry); it keeps its hold on its key."""
-        self.size += 1
         self._enqueue(posted)
 
     def pop(self) -> Posted | None:
         """Take the spore whose turn it is; None if there is none."""
-        if self._heap is not None:
-            if not self._heap:
-                return None
+        if self._heap:
             posted = heapq.heappop(self._heap)[2]
-        elif self._fifo:
-            posted = self._fifo.popleft()
+        elif self.fifo:
+            posted = self.fifo.popleft()
         else:
             return None
-        self.size -= 1
-        if self._publishers is not None:
-            self._wake_publishers()
+        self.special = bool(self._heap or self._lanes)
+        if self.crowded and self.size <= self.low_mark:
+            self.admit()
         return posted
 
     def finished(self, key: str) -> None:
         """A popped spore with this key is settled: the next of its lane may start."""
-        lanes = self._lanes
-        if lanes is None or key not in lanes:
-            return
-        lane = lanes[key]
+        lane = self._lanes.get(key)
         if lane:
+            self._parked -= 1
             self._enqueue(lane.popleft())
-        else:
-            del lanes[key]
+        elif lane is not None:
+            del self._lanes[key]
 
     def discard(self, unwanted: Callable[[Posted], bool]) -> list[Posted]:
-        """Remove and return all that wait and are unwanted, in order of starting."""
-        waiting = list(self._waiting())
-        removed = [posted for posted in waiting if unwanted(posted)]
+        """Remove and return all that wait and are unwanted, in order of starting.
+
+        What is removed must be settled by the caller like any popped spore.
+        """
+        removed = [posted for posted in self._queue() if unwanted(posted)]
+        gone = {id(posted) for posted in removed}
         if removed:
-            gone = {id(posted) for posted in removed}
-            held = set(self._lanes or ()) - {
-                posted.header.key for posted in self._queue() if posted.header.key
-            }
-            kept = [posted for posted in waiting if id(posted) not in gone]
-            self._fifo.clear()
-            self._heap = None if self._heap is None else []
-            # a key whose spore is being handled right now stays held
-            self._lanes = {key: deque() for key in held} or None
-            self.size = 0
-            for posted in kept:
-                self.put(posted)
-            self._wake_publishers()
+            kept = [posted for posted in self.fifo if id(posted) not in gone]
+            self.fifo.clear()
+            self.fifo.extend(kept)
+            self._heap = [entry for entry in self._heap if id(entry[2]) not in gone]
+            heapq.heapify(self._heap)
+        for key, lane in self._lanes.items():
+            parked = [posted for posted in lane if unwanted(posted)]
+            removed += parked
+            self._parked -= len(parked)
+            self._lanes[key] = deque(posted for posted in lane if not unwanted(posted))
+        self.special = bool(self._heap or self._lanes)
+        if self.crowded and self.size <= self.low_mark:
+            self.admit()
         return removed
 
     def has_room(self) -> bool:
         """Whether a publisher may add a spore now, without passing others that wait."""
-        return self.size < self.capacity and not self._publishers
+        return self.size < self.capacity and not self.crowded
 
     async def wait_for_room(self) -> None:
         """Wait, in order of arrival, until there is room.
 
-        Publishers are woken when the mailbox is half empty, all that then find room together:
-        that costs one switch per batch instead of one per spore.
+        That is when the mailbox is half empty: it costs one switch per batch, not per spore.
         """
-        if self._publishers is None:
-            self._publishers = deque()
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._publishers.append(future)
+        self.crowded = True
         try:
             await future
         except asyncio.CancelledError:
             if future.done() and not future.cancelled():
-                self._wake_publishers()  # the room we were given is another's now
+                self.admit()  # the room we were given is another's now
             elif future in self._publishers:
                 self._publishers.remove(future)
+                self.crowded = bool(self._publishers)
             raise
 
     def close(self) -> None:
         """Wake every waiting publisher; they find the agent gone."""
-        publishers, self._publishers = self._publishers, None
-        for future in publishers or ():
-            if not future.done():
-                future.set_result(None)
+        self._wake(len(self._publishers))
 
-    def _wake_publishers(self) -> None:
-        publishers = self._publishers
-        if publishers is None:
-            return
-        if self.size <= self.capacity // 2:
-            for _ in range(min(len(publishers), self.capacity - self.size)):
-                future = publishers.popleft()
-                if not future.done():
-                    future.set_result(None)
-        if not publishers:
-            self._publishers = None
+    def admit(self) -> None:
+        """Wake as many waiting publishers as find room."""
+        self._wake(min(len(self._publishers), max(0, self.capacity - self.size)))
+
+    def _wake(self, number: int) -> None:
+        for _ in range(number):
+            publisher = self._publishers.popleft()
+            if not publisher.done():
+                publisher.set_result(None)
+        self.crowded = bool(self._publishers)
 
     def _enqueue(self, posted: Posted) -> None:
+        if not self._heap and posted.header.priority == DEFAULT_PRIORITY:
+            self.fifo.append(posted)
+            return
+        self.special = True
+        while self.fifo:
+            self._push(self.fifo.popleft())
+        self._push(posted)
+
+    def _push(self, posted: Posted) -> None:
         self._sequence += 1
-        if self._heap is None:
-            if posted.header.priority == DEFAULT_PRIORITY:
-                self._fifo.append(posted)
-                return
-            first = self._sequence - len(self._fifo)
-            self._heap = [(first + i, first + i, waiting) for i, waiting in enumerate(self._fifo)]
-            self._fifo.clear()
         rank = self._sequence - AGING * (posted.header.priority - DEFAULT_PRIORITY)
         heapq.heappush(self._heap, (rank, self._sequence, posted))
 
-    def _lane_taken(self, posted: Posted) -> bool:
-        key = posted.header.key
-        assert key is not None
-        if self._lanes is None:
-            self._lanes = {}
-        lane = self._lanes.get(key)
-        if lane is None:
-            self._lanes[key] = deque()
-            return False
-        lane.append(posted)
-        return True
-
     def _queue(self) -> Iterator[Posted]:
-        if self._heap is not None:
-            return (entry[2] for entry in sorted(self._heap))
-        return iter(self._fifo)
-
-    def _waiting(self) -> Iterator[Posted]:
-        yield from self._queue()
-        for lane in (self._lanes or {}).values():
-            yield from lane
+        yield from self.fifo
+        for entry in sorted(self._heap):
+            yield entry[2]

@@ -11,8 +11,11 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from praval.core.delivery import Outcome, Posted, Reason, Receipt, loader
+import msgspec
+
+from praval.core.delivery import FEW, Outcome, Posted, Reason, Receipt, copier
 from praval.core.routing import Receivers, Routes, responds
+from praval.core.runner import put_all
 from praval.core.spore import (
     DEFAULT_PRIORITY,
     Header,
@@ -20,6 +23,7 @@ from praval.core.spore import (
     SporeType,
     decode_knowledge,
     encode_knowledge,
+    raw_encode,
     new_id,
     spore_type_of,
     wire_bytes,
@@ -77,7 +81,6 @@ class Publisher:
         self,
         data: Mapping[str, Any],
         channel: str,
-        *,
         to_agent: str | None = None,
         spore_type: SporeType = SporeType.KNOWLEDGE,
         priority: int = DEFAULT_PRIORITY,
@@ -94,34 +97,40 @@ class Publisher:
             KnowledgeError, SporeTooLargeError: the data cannot be carried.
             ConfigurationError: priority or ttl out of range.
         """
-        raw = encode_knowledge(data, self.max_size)
+        try:
+            raw = raw_encode(data)
+        except Exception:  # noqa: BLE001 - the slow form below says what is wrong where
+            raw = b""
+        # Most knowledge passes at one look; the slow form checks the rest, or refuses it.
+        if len(raw) > self.max_size or raw.find(b"null") >= 0 or raw[:1] != b"{":
+            raw = encode_knowledge(data, self.max_size)
         now = self._clock()
+        kind = data.get("type")
+        if kind.__class__ is not str:
+            kind = spore_type_of(data)
         if ttl is None:
             ttl = self._ttl
         elif not ttl > 0:
             raise ConfigurationError(f"ttl must be a number of seconds above 0, not {ttl!r}.")
+        expires_at = None if ttl is None else now + ttl
         if priority is not DEFAULT_PRIORITY and not (type(priority) is int and 1 <= priority <= 10):
             raise ConfigurationError(f"priority must be 1 to 10, not {priority!r}.")
-        expires_at = None if ttl is None else now + ttl
         if deadline is not None:
             expires_at = deadline if expires_at is None else min(expires_at, deadline)
-        header = Header(
-            id=new_id(),
-            type=spore_type_of(data),
-            from_agent=sender,
-            to_agent=to_agent,
-            channel=channel,
-            created_at=now,
-            expires_at=expires_at,
-            priority=priority,
-            spore_type=spore_type,
-            root=None if parent is None else parent.header.root or parent.header.id,
-            hops=0 if parent is None else parent.header.hops + 1,
-            deadline=deadline,
-            key=key,
-            headers=None if headers is None else dict(headers),
-        )
-        return self._intercept(Posted(header, raw, _unread))
+        # by position: in the order of Header's fields
+        if parent is None and deadline is None and key is None and headers is None:
+            header = Header(
+                new_id(), now, expires_at, kind, channel, sender, to_agent, priority, spore_type
+            )
+        else:
+            root = None if parent is None else parent.header.root or parent.header.id
+            hops = 0 if parent is None else parent.header.hops + 1
+            header = Header(
+                new_id(), now, expires_at, kind, channel, sender, to_agent, priority, spore_type,
+                None, None, root, hops, deadline, key, None if headers is None else dict(headers),
+            )  # fmt: skip
+        posted = Posted(header, raw)
+        return self.intercept(posted) if self._interceptors else posted
 
     def adopt(self, spore: Spore) -> Posted:
         """Make a user's spore ready for publication, under its own id."""
@@ -133,14 +142,14 @@ class Publisher:
             raise KnowledgeError(
                 f"The spore's type is {header.type!r}, but its knowledge says {kind!r}."
             )
-        return self._intercept(Posted(spore.header, raw, _unread))
+        return self.intercept(Posted(spore.header, raw))
 
-    def _intercept(self, posted: Posted) -> Posted:
+    def intercept(self, posted: Posted) -> Posted:
+        """Pass a spore through the interceptors; what they raise refuses the publication."""
         for interceptor in self._interceptors:
             changed = interceptor.publish(Spore(posted.header, decode_knowledge(posted.raw)))
-            posted = Posted(
-                changed.header, encode_knowledge(changed.knowledge, self.max_size), _unread
-            )
+            raw = encode_knowledge(changed.knowledge, self.max_size)
+            posted = Posted(changed.header, raw)
         return posted
 
     # -- from outside --------------------------------------------------------------------
@@ -155,17 +164,51 @@ class Publisher:
         Raises:
             UnknownAgentError, MailboxFullError: with ``explicit``.
         """
-        receivers = self._receivers(posted)
-        receipt = Receipt(posted.header.id, len(receivers))
-        self._ledger.published += 1
-        if receivers:
-            self._ledger.accept(posted, len(receivers))
-            await self._hand_over(posted, receivers, receipt)
-        else:
-            self._nobody(posted, receipt, explicit=explicit)
+        receipt, left = self.offer(posted, explicit=explicit)
+        if left:
+            await self.hand_over_left(posted, left, receipt)
         if explicit and receipt.error is not None:
             raise receipt.error
         return receipt
+
+    def offer(self, posted: Posted, *, explicit: bool) -> tuple[Receipt, Receivers]:
+        """Route a spore and put it wherever there is room at once.
+
+        Returns the receipt and the receivers that have not got it: for :meth:`hand_over_left`.
+        """
+        header, ledger = posted.header, self._ledger
+        receivers = self._routes.receivers(header)
+        number = len(receivers)
+        receipt = Receipt(header.id, number)
+        ledger.published += 1
+        if not number:
+            self._nobody(posted, receipt, explicit=explicit)
+            return receipt, receivers
+        if number > FEW:
+            posted.load = copier(posted.raw)
+        ledger.deliveries += number
+        ledger.pending += number
+        if posted.tree is not None and posted.tree.watch is not None:
+            posted.tree.watch.accept(number)
+        if (
+            header.priority != DEFAULT_PRIORITY
+            or header.key is not None
+            or header.to_agent is not None
+            or ledger.journal is not None
+        ):
+            return receipt, receivers
+        served = put_all(posted, receivers)
+        return receipt, () if served == number else receivers[served:]
+
+    def _is_special(self, posted: Posted) -> bool:
+        """Whether a spore needs more than to be appended to its receivers' mailboxes."""
+        header = posted.header
+        return (
+            header.priority != DEFAULT_PRIORITY
+            or header.key is not None
+            or header.to_agent is not None
+            or self._ledger.journal is not None
+        )
 
     async def hand_over(self, posted: Posted, runner: AgentRunner, *, soft: bool) -> None:
         """Give a request to its agent; ``soft``: from inside a handler, without waiting for room.
@@ -174,30 +217,17 @@ class Publisher:
             MailboxFullError: there is no room.
         """
         receipt = Receipt(posted.header.id, 1)
-        posted.load = loader(posted.raw, 1)
         self._ledger.published += 1
         self._ledger.accept(posted, 1)
         if soft:
             self._hand_over_softly(posted, (runner,), receipt)
             await receipt
         else:
-            await self._hand_over(posted, (runner,), receipt)
+            await self.hand_over_left(posted, (runner,), receipt)
         if receipt.error is not None:
             raise receipt.error
 
-    async def _hand_over(self, posted: Posted, receivers: Receivers, receipt: Receipt) -> None:
-        if self._ledger.journal is None:
-            for index, runner in enumerate(receivers):
-                if not runner.mailbox.has_room():
-                    await self._hand_over_slowly(posted, receivers[index:], receipt)
-                    return
-                self._put(posted, runner)
-        else:
-            await self._hand_over_slowly(posted, receivers, receipt)
-
-    async def _hand_over_slowly(
-        self, posted: Posted, receivers: Receivers, receipt: Receipt
-    ) -> None:
+    async def hand_over_left(self, posted: Posted, receivers: Receivers, receipt: Receipt) -> None:
         """Write it to the journal, if there is one, then wait for room in each mailbox."""
         left = list(receivers)
         self._ledger.in_transit += len(left)
@@ -252,8 +282,10 @@ class Publisher:
         ):
             receipt.error = refusal
             return receipt
-        receivers = self._receivers(posted)
+        receivers = self._routes.receivers(posted.header)
         receipt.recipients = len(receivers)
+        if len(receivers) > FEW:
+            posted.load = copier(posted.raw)
         if not receivers:
             self._nobody(posted, receipt, explicit=explicit)
         elif parent is not None and parent.runner.agent.options.transactional:
@@ -290,7 +322,6 @@ class Publisher:
     def _refuse(
         self, posted: Posted, outcome: Outcome, reason: Reason, error: BudgetError
     ) -> BudgetError:
-        posted.load = loader(posted.raw, 1)
         self._ledger.count(posted, outcome, reason, error)
         return error
 
@@ -307,9 +338,14 @@ class Publisher:
         receipt = Receipt(posted.header.id, len(receivers))
         self._ledger.published += 1
         if self.join_tree(posted, cause) is None:
-            posted.load = loader(posted.raw, len(receivers))
             self._ledger.accept(posted, len(receivers))
             self._hand_over_softly(posted, receivers, receipt)
+
+    def redeliver(self, posted: Posted, runner: AgentRunner) -> None:
+        """Deliver an accepted spore to one agent again, as an at-least-once transport does."""
+        again = msgspec.structs.replace(posted, attempt=posted.attempt + 1)
+        self._ledger.accept(again, 1)
+        self._hand_over_softly(again, (runner,), Receipt(again.header.id, 1))
 
     def _hand_over_softly(self, posted: Posted, receivers: Receivers, receipt: Receipt) -> None:
         journal = self._ledger.journal
@@ -337,18 +373,14 @@ class Publisher:
     def _put_softly(
         self, posted: Posted, receivers: Sequence[AgentRunner], receipt: Receipt
     ) -> None:
-        for runner in receivers:
+        served = 0 if self._is_special(posted) else put_all(posted, receivers)
+        for runner in receivers[served:]:
             if runner.mailbox.size < self._hard_capacity:
                 self._put(posted, runner)
             else:
                 self._reject(posted, runner, receipt)
 
     # -- both ----------------------------------------------------------------------------
-
-    def _receivers(self, posted: Posted) -> Receivers:
-        receivers = self._routes.receivers(posted.header)
-        posted.load = loader(posted.raw, len(receivers))
-        return receivers
 
     def _put(self, posted: Posted, runner: AgentRunner) -> None:
         if posted.header.to_agent is not None and not responds(runner, posted.header):
@@ -407,7 +439,3 @@ class Publisher:
                 self._ledger.in_transit -= 1
                 self._ledger.count_duplicate(posted)
         return kept
-
-
-def _unread() -> dict[str, Any]:
-    raise AssertionError("a spore was opened before it was routed")

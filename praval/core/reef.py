@@ -22,6 +22,7 @@ import time
 import warnings
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from pathlib import Path
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from praval.core.agent import Agent, AgentDefinition, as_definition, call_hook
@@ -184,7 +185,7 @@ class Reef:
 
     def hurry(self) -> None:
         """End the draining of a closing Reef at once."""
-        self._ledger.fail_waiters(TimeoutError())
+        self._ledger.fail_waiters(TimeoutError("told to hurry"))
 
     async def _drain(self, seconds: float) -> None:
         try:
@@ -346,7 +347,7 @@ class Reef:
             MailboxFullError: ``target_agent`` has no room (policy "reject").
             ReefClosedError: the Reef is not running.
         """
-        if threading.get_ident() != self._thread:
+        if get_ident() != self._thread:
             self._must_run()
             return await hop(
                 self.loop,
@@ -359,12 +360,22 @@ class Reef:
                 data, worker.runner, channel, target_agent, priority=priority, ttl=ttl, key=key,
                 headers=headers,
             )  # fmt: skip
-        self._must_run()
-        to_agent, channel = _address(data, channel or "main", target_agent)
-        posted = self.publisher.compose(
-            data, channel, to_agent=to_agent, priority=priority, ttl=ttl, key=key, headers=headers
+        if self._state != "running" or self._failure is not None:
+            self._must_run()
+        publisher, explicit = self.publisher, target_agent is not None
+        if "target_agent" in data and not explicit:
+            to_agent = _addressee(data)
+        else:
+            to_agent = target_agent
+        posted = publisher.compose(
+            data, channel or "main", to_agent, SporeType.KNOWLEDGE, priority, ttl, key, headers
         )
-        return await self.publisher.publish(posted, explicit=target_agent is not None)
+        receipt, left = publisher.offer(posted, explicit=explicit)
+        if left:
+            await publisher.hand_over_left(posted, left, receipt)
+        if explicit and receipt.error is not None:
+            raise receipt.error
+        return receipt
 
     async def send(self, to: str, data: Mapping[str, Any], **options: Any) -> Receipt:
         """Publish knowledge to one agent; options and errors are those of :meth:`broadcast`."""
@@ -444,11 +455,10 @@ class Reef:
         This is what ``broadcast()`` inside handlers calls.
         """
         parent = open_handling()
-        to_agent, channel = _address(data, channel or sender.main, target_agent)
         posted = self.publisher.compose(
             data,
-            channel,
-            to_agent=to_agent,
+            channel or sender.main,
+            target_agent if target_agent is not None else _addressee(data),
             sender=sender.name,
             parent=parent.posted if parent else None,
             **options,
@@ -651,7 +661,7 @@ class Reef:
                 "agent_name": runner.name,
                 "error": str(error),
                 "attempts": posted.attempt,
-                "spore_data": posted.load(),
+                "spore_data": posted.open().knowledge,
             },
             posted,
         )
@@ -682,16 +692,14 @@ class Reef:
         return f"<Reef {self.namespace!r} {self._state}, {len(self._routes.runners)} agents>"
 
 
-def _address(
-    data: Mapping[str, Any], channel: str, target_agent: str | None
-) -> tuple[str | None, str]:
-    """Return recipient and channel: the argument's, the knowledge's, or everybody's."""
-    target = target_agent if target_agent is not None else data.get("target_agent")
-    if target is None:
-        return None, channel
-    if not isinstance(target, str):
-        raise ConfigurationError(f"target_agent must be a string, not {target!r}.")
-    return target, channel
+def _addressee(data: Mapping[str, Any]) -> str | None:
+    """Return the recipient that the knowledge itself names."""
+    if "target_agent" not in data:
+        return None
+    target = data["target_agent"] if isinstance(data, Mapping) else None
+    if target is None or isinstance(target, str):
+        return target
+    raise ConfigurationError(f"target_agent must be a string, not {target!r}.")
 
 
 def _journal_path(

@@ -11,8 +11,16 @@ import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from praval.core.delivery import Outcome, Posted, Reason, loader
-from praval.core.spore import Header, Spore, SporeType, encode_knowledge, new_id, spore_type_of
+from praval.core.delivery import Outcome, Posted, Reason
+from praval.core.spore import (
+    Header,
+    Spore,
+    SporeType,
+    decode_knowledge,
+    encode_knowledge,
+    new_id,
+    spore_type_of,
+)
 from praval.errors import RequestCycleError, RequestFailedError, RequestTimeoutError
 
 if TYPE_CHECKING:
@@ -80,11 +88,9 @@ class Requests:
         """Give the reply to whoever asked; if nobody waits any more, count it."""
         head = posted.header
         raw = encode_knowledge(result, self._publisher.max_size)
-        load = loader(raw, 1)
-        knowledge = load()
         header = Header(
             id=new_id(),
-            type=spore_type_of(knowledge),
+            type=spore_type_of(decode_knowledge(raw)),
             from_agent=runner.name,
             to_agent=head.from_agent,
             channel=head.reply_to or head.channel,
@@ -94,13 +100,13 @@ class Requests:
             root=head.root or head.id,
             hops=head.hops + 1,
         )
+        answer = self._publisher.intercept(Posted(header, raw))
         pending = self._pending.get(head.id)
-        answer = Posted(header, raw, load)
         if pending is None or pending.future.done():
             self._ledger.count(answer, Outcome.UNDELIVERABLE, Reason.LATE_REPLY)
         else:
             self._ledger.count(answer, Outcome.HANDLED)
-            pending.future.set_result(Spore(header, knowledge))
+            pending.future.set_result(answer.open())
 
     def lost(self, posted: Posted, agent: str, reason: Reason, error: BaseException | None) -> None:
         """A request ended otherwise than handled: its asker must not wait."""

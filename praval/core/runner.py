@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import msgspec
 
 from praval.core.agent import AgentDefinition
-from praval.core.context import current_spore, current_worker
-from praval.core.delivery import Outcome, Posted, Reason, loader
+from praval.core.context import current_posted, current_worker
+from praval.core.delivery import Outcome, Posted, Reason
 from praval.core.invoke import FILTERED, build_invoke
 from praval.core.mailbox import Mailbox
-from praval.core.spore import Spore, SporeType, read_wire
+from praval.core.spore import Spore, SporeType, decode_knowledge, read_wire
 from praval.errors import CrashLoopError, ExpiredError, HandlerTimeoutError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from praval.core.journal import Entry, Journal
     from praval.core.ledger import Ledger
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("praval.runner")
 
-STREAK = 64
+STREAK = 128
 """Deliveries a worker handles before it lets the loop do something else."""
 KEPT_IDLE = 8
 """Idle workers that a concurrent agent keeps for its next burst."""
@@ -46,18 +46,33 @@ Emission: TypeAlias = "tuple[Posted, tuple[AgentRunner, ...]]"
 """A spore and who is to receive it."""
 
 
+def put_all(posted: Posted, receivers: Sequence[AgentRunner]) -> int:
+    """Put an ordinary spore into the mailboxes of its receivers, up to the first without room.
+
+    Returns how many have got it. This is the hot path of a broadcast.
+    """
+    for served, runner in enumerate(receivers):
+        mailbox = runner.mailbox
+        if mailbox.special or mailbox.crowded or len(mailbox.fifo) >= mailbox.capacity:
+            return served
+        mailbox.fifo.append(posted)
+        if runner.asleep:
+            runner.stir()
+    return len(receivers)
+
+
 class Worker:
     """One task of a runner, and what it is doing."""
 
-    __slots__ = ("held", "interruption", "posted", "runner", "spore", "task", "waiting_for")
+    __slots__ = ("gated", "held", "interruption", "posted", "runner", "task", "waiting_for")
 
     def __init__(self, runner: AgentRunner) -> None:
         self.runner = runner
         self.task: asyncio.Task[None]
+        self.gated: Posted | None = None
+        """The delivery that waits for the throttle or the journal."""
         self.posted: Posted | None = None
-        """The delivery it has taken from the mailbox."""
-        self.spore: Spore | None = None
-        """The spore whose handler it is running."""
+        """The delivery that it is handling."""
         self.interruption: Interruption | None = None
         self.waiting_for: set[Pending] = set()
         """Requests whose replies this handling waits for."""
@@ -83,6 +98,8 @@ class AgentRunner:
         self.delayed: dict[Posted, asyncio.TimerHandle] = {}
         self.last_seen: float | None = None
         self.removed = False
+        self.asleep = True
+        """Whether a spore put into the mailbox needs :meth:`stir` to be noticed."""
         self._idle: list[asyncio.Future[None]] = []
         self._probing = False
         self._starts: deque[float] = deque()
@@ -93,10 +110,14 @@ class AgentRunner:
         """Use this definition from the next delivery on."""
         self.agent = agent
         self.limit = agent.options.concurrency
+        self._elastic = self.limit > 1
+        self.asleep = True
         self.invoke = build_invoke(agent, self.reef, self.reef.threads, self.reef.interceptors)
         self._gated = (
             agent.options.max_calls_per_minute is not None or self.reef.journal is not None
         )
+        self._careful = self.reef.journal is not None or agent.options.transactional
+        """Whether ending a handled delivery takes more than counting it."""
 
     @property
     def name(self) -> str:
@@ -111,7 +132,7 @@ class AgentRunner:
     @property
     def pending(self) -> int:
         """Deliveries that wait, are being handled, or will be retried."""
-        taken = sum(1 for worker in self.workers if worker.posted is not None)
+        taken = sum(1 for worker in self.workers if worker.posted or worker.gated)
         return self.mailbox.size + taken + len(self.delayed)
 
     # -- accepting -----------------------------------------------------------------------
@@ -119,15 +140,17 @@ class AgentRunner:
     def put(self, posted: Posted) -> None:
         """Accept a delivery that has been counted."""
         self.mailbox.put(posted)
-        self._stir()
+        self.stir()
 
-    def _stir(self) -> None:
+    def stir(self) -> None:
+        """See to it that somebody takes what was put into the mailbox."""
         if self._idle:
             self._idle.pop().set_result(None)
         elif not self.workers:
             self._start_worker()
         elif len(self.workers) < self.limit and not self._probing:
             self._probe_soon()
+        self.asleep = bool(self._idle) or self.limit > 1
 
     def _start_worker(self) -> None:
         worker = Worker(self)
@@ -154,8 +177,10 @@ class AgentRunner:
         This runs between two steps of the loop, so a worker inside its handler is suspended there.
         """
         self._probing = False
-        if not self.mailbox.size or any(worker.spore is None for worker in self.workers):
+        if not self.mailbox.size or len(self.workers) >= self.limit:
             return
+        if any(worker.posted is None for worker in self.workers):
+            return  # it will take the next one, and look again then
         wanted = min(len(self.workers), self.mailbox.size, self.limit - len(self.workers))
         for _ in range(int(wanted)):
             self._start_worker()
@@ -163,59 +188,65 @@ class AgentRunner:
     # -- working -------------------------------------------------------------------------
 
     async def _work(self, worker: Worker) -> None:
+        """Take spores and handle them, one after the other. The hot path: every line counts."""
         current_worker.set(worker)
-        take, clock, counts, ledger = self.mailbox.pop, self.reef.clock, self.counts, self.ledger
-        set_spore = current_spore.set
-        streak = 0
+        mailbox, clock, counts, ledger = self.mailbox, self.reef.clock, self.counts, self.ledger
+        fifo, low_mark, set_posted = mailbox.fifo, mailbox.low_mark, current_posted.set
+        popleft = fifo.popleft
         try:
             while True:
-                posted = take()
-                if posted is None:
-                    if not await self._rest():
-                        return
-                    streak = 0
-                    continue
-                worker.posted = posted
-                if self._gated:
-                    await self._pass_gates(worker, posted)
-                header = posted.header
-                tree = posted.tree
-                if header.expires_at is not None and header.expires_at <= clock():
-                    self._expire(worker, posted)
-                    continue
-                if tree is not None and tree.watch is not None and not tree.watch.start():
-                    self.lose(worker, posted, Outcome.CANCELLED, Reason.STOPPED)
-                    continue
-                spore = worker.spore = Spore(header, posted.load(), posted.attempt)
-                set_spore(spore)
-                if self.mailbox.size and len(self.workers) < self.limit and not self._probing:
-                    self._probe_soon()
-                try:
-                    if self.agent.options.timeout is None:
-                        value = await self.invoke(spore)
+                for _ in range(STREAK):
+                    if fifo and not mailbox.special:
+                        posted = popleft()
+                        if mailbox.crowded and len(fifo) <= low_mark:
+                            mailbox.admit()
+                    elif (taken := mailbox.pop()) is not None:
+                        posted = taken
+                    elif await self._rest():
+                        continue
                     else:
-                        value = await self._invoke_in_time(worker, spore)
-                    if value is not None or header.spore_type is _REQUEST:
-                        self._finish(worker, posted, value)
-                except BaseException as error:  # noqa: BLE001 - every ending is counted in there
-                    self._fail(worker, posted, error)
-                else:
-                    if value is FILTERED:
-                        self.lose(worker, posted, Outcome.FILTERED, Reason.CONDITION)
-                    elif posted.tree is None and header.key is None and not self._gated:
-                        worker.posted = worker.spore = None
+                        return
+                    if self._gated:
+                        await self._pass_gates(worker, posted)
+                    worker.posted = posted
+                    header = posted.header
+                    expires_at = header.expires_at
+                    if expires_at is not None and expires_at <= clock():
+                        self._expire(worker, posted)
+                        continue
+                    tree = posted.tree
+                    if tree is not None and tree.watch is not None and not tree.watch.start():
+                        self.lose(worker, posted, Outcome.CANCELLED, Reason.STOPPED)
+                        continue
+                    load = posted.load
+                    knowledge = decode_knowledge(posted.raw) if load is None else load()
+                    set_posted(posted)
+                    if self._elastic and not self._probing:
+                        self._probe_soon()
+                    try:
+                        value = await self.invoke(Spore(header, knowledge, posted.attempt))
+                        if value is not None or header.spore_type is _REQUEST:
+                            self._finish(posted, value)
+                    except BaseException as error:  # noqa: BLE001 - every ending is counted there
+                        self._fail(worker, posted, error)
+                        continue
+                    if posted.tree is None and value is not FILTERED and not self._careful:
+                        # what _settle does, for a delivery that nobody follows
+                        if header.key is not None:
+                            mailbox.finished(header.key)
+                        worker.posted = None
                         counts[_HANDLED] += 1
                         ledger.pending -= 1
                         if not ledger.pending:
                             ledger.became_idle()
+                    elif value is FILTERED:
+                        self.lose(worker, posted, Outcome.FILTERED, Reason.CONDITION)
                     else:
                         self._settle(worker, posted, Outcome.HANDLED)
-                streak += 1
-                if streak >= STREAK:
-                    streak = 0
-                    await asyncio.sleep(0)
+                await asyncio.sleep(0)
         finally:
             self.workers.discard(worker)
+            self.asleep = True
 
     async def _rest(self) -> bool:
         """Wait for a spore; False: there are idle workers enough, this one ends."""
@@ -223,12 +254,13 @@ class AgentRunner:
         if self._settling is not None:
             settling, self._settling = self._settling, None
             await settling
-            if self.mailbox.size:
-                return True
+        if self.mailbox.fifo or self.mailbox.size:
+            return True
         if len(self._idle) >= KEPT_IDLE:
             return False
         future: asyncio.Future[None] = self.reef.loop.create_future()
         self._idle.append(future)
+        self.asleep = True
         try:
             await future
         finally:
@@ -238,6 +270,7 @@ class AgentRunner:
 
     async def _pass_gates(self, worker: Worker, posted: Posted) -> None:
         """Wait for the throttle, then write the attempt down before it begins."""
+        worker.gated = posted
         try:
             if self.agent.options.max_calls_per_minute is not None:
                 await self._throttle(self.agent.options.max_calls_per_minute)
@@ -246,9 +279,10 @@ class AgentRunner:
                 # the mark of the one before was written first: one commit serves both
                 await journal.begin(posted.header.id, self.name, posted.attempt)
         except BaseException:
-            worker.posted = None  # it never began: it still waits
-            self.mailbox.put_back(posted)
+            self.mailbox.put_back(posted)  # it never began: it still waits
             raise
+        finally:
+            worker.gated = None
 
     async def _throttle(self, per_minute: float) -> None:
         """Wait until fewer than ``per_minute`` handlings began in the last 60 seconds."""
@@ -262,17 +296,9 @@ class AgentRunner:
                 await asyncio.sleep(wait)
         self._starts.append(self.reef.loop.time())
 
-    async def _invoke_in_time(self, worker: Worker, spore: Spore) -> Any:
-        assert self.agent.options.timeout is not None
-        timer = self.reef.loop.call_later(self.agent.options.timeout, worker.interrupt, "timeout")
-        try:
-            return await self.invoke(spore)
-        finally:
-            timer.cancel()
-
     # -- ending --------------------------------------------------------------------------
 
-    def _finish(self, worker: Worker, posted: Posted, value: Any) -> None:
+    def _finish(self, posted: Posted, value: Any) -> None:
         """Turn what the handler returned into a reply, a result, a broadcast."""
         if value is FILTERED:
             return
@@ -280,9 +306,9 @@ class AgentRunner:
         if posted.header.spore_type is _REQUEST:
             self.reef.requests.reply(posted, self, result)
         else:
-            self._result(worker, posted, result)
+            self._result(posted, result)
 
-    def _result(self, worker: Worker, posted: Posted, result: Mapping[str, Any]) -> None:
+    def _result(self, posted: Posted, result: Mapping[str, Any]) -> None:
         watch = posted.tree.watch if posted.tree else None
         if self.agent.options.auto_broadcast and result.get("type") is not None:
             self.reef.emit(result, self)
@@ -329,7 +355,7 @@ class AgentRunner:
         if self.reef.journal is None:
             self.lose(worker, posted, Outcome.CANCELLED, Reason.CLOSED)
         else:
-            worker.posted = worker.spore = None
+            worker.posted = None
             self.mailbox.put_back(posted)
 
     def _retry(self, worker: Worker, posted: Posted, error: BaseException) -> None:
@@ -339,13 +365,13 @@ class AgentRunner:
         )  # fmt: skip
         again = msgspec.structs.replace(posted, attempt=posted.attempt + 1)
         delay = self.agent.options.backoff * 2 ** (posted.attempt - 1)
-        worker.posted = worker.spore = None
+        worker.posted = None
         self.delayed[again] = self.reef.loop.call_later(delay, self._requeue, again)
 
     def _requeue(self, posted: Posted) -> None:
         del self.delayed[posted]
         self.mailbox.put_back(posted)
-        self._stir()
+        self.stir()
 
     def lose(
         self,
@@ -366,7 +392,7 @@ class AgentRunner:
             held, worker.held = worker.held, []
             if worker.waiting_for:
                 worker.waiting_for = set()  # requests of tasks that outlive their handler
-            worker.posted = worker.spore = None
+            worker.posted = None
         if posted.header.key is not None:
             self.mailbox.finished(posted.header.key)
         self.counts[outcome] += 1
@@ -385,7 +411,7 @@ class AgentRunner:
         for posted in [*self.mailbox.discard(mine), *self._cancel_delayed(mine)]:
             self.lose(None, posted, Outcome.CANCELLED, Reason.STOPPED)
         for worker in self.workers:
-            if interrupt and worker.spore is not None and worker.posted and mine(worker.posted):
+            if interrupt and worker.posted is not None and mine(worker.posted):
                 worker.interrupt("stop")
 
     def clear(self, channel: str) -> int:
@@ -423,7 +449,7 @@ class AgentRunner:
 
     async def finish_running(self) -> None:
         """Wait until nothing is being handled."""
-        while any(worker.posted is not None for worker in self.workers):
+        while any(worker.posted or worker.gated for worker in self.workers):
             await asyncio.sleep(0.01)
 
     async def recover(self, journal: Journal) -> None:
@@ -448,5 +474,5 @@ class AgentRunner:
 def revive(entry: Entry) -> Posted:
     """Make a delivery of a journal entry; the attempt is the next one."""
     header, raw, _ = read_wire(entry.body, len(entry.body))
-    return Posted(header, raw, loader(raw, 1), attempt=entry.attempt + 1)
+    return Posted(header, raw, attempt=entry.attempt + 1)
 

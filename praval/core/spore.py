@@ -39,44 +39,43 @@ class SporeType(enum.StrEnum):
     NOTIFICATION = "notification"
 
 
-def _block(number: int, *, prefix: str = "") -> Iterator[str]:
-    return map(f"{prefix or _prefix}{number:013x}".__add__, _TAILS)
-
-
-def _new_ids() -> Callable[[], str]:
-    """Return a source of 128-bit ids: 64 random bits, then a counter, in hexadecimal.
-
-    Everything that runs per id is C code, which makes it both fast and atomic among threads.
-    """
-    return chain.from_iterable(map(_block, count())).__next__
-
-
 _TAILS = tuple(f"{tail:03x}" for tail in range(4096))
 _prefix = os.urandom(8).hex()
-new_id: Callable[[], str] = _new_ids()
+
+
+def _block(number: int) -> Iterator[str]:
+    return map(f"{_prefix}{number:013x}".__add__, _TAILS)
+
+
+new_id: Callable[[], str] = chain.from_iterable(map(_block, count())).__next__
+"""Return a fresh 128-bit id: 64 random bits, then a counter, in hexadecimal.
+
+Everything that runs per id is C code, which makes it both fast and atomic among threads.
+"""
 
 
 def _reseed() -> None:
     """Draw a new prefix, so that a forked child never repeats an id of its parent."""
-    global _prefix, new_id  # noqa: PLW0603 - one source of ids per process
+    global _prefix  # noqa: PLW0603 - one source of ids per process
     _prefix = os.urandom(8).hex()
-    new_id = _new_ids()
+    for _ in _TAILS:  # leave the block that was begun with the old prefix
+        new_id()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_reseed)
 
 
-class Header(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Header(msgspec.Struct, frozen=True, omit_defaults=True):
     """Everything about a spore but its knowledge; times are UTC seconds since the epoch."""
 
     id: str
-    type: str | None = None
-    from_agent: str | None = None
-    to_agent: str | None = None
-    channel: str = "main"
     created_at: float
     expires_at: float | None = None
+    type: str | None = None
+    channel: str = "main"
+    from_agent: str | None = None
+    to_agent: str | None = None
     priority: Annotated[int, msgspec.Meta(ge=1, le=10)] = DEFAULT_PRIORITY
     spore_type: SporeType = SporeType.KNOWLEDGE
     correlation_id: str | None = None
@@ -290,8 +289,10 @@ class Spore(msgspec.Struct, frozen=True, eq=False):
         )
 
 
+_BRACE = ord("{")
 _encoder = msgspec.json.Encoder()
-_decoder = msgspec.json.Decoder(dict[str, Any])
+raw_encode = _encoder.encode
+_decoder: msgspec.json.Decoder[dict[str, Any]] = msgspec.json.Decoder(dict)
 _wire_decoder = msgspec.json.Decoder(_Wire)
 decode_knowledge: Callable[[bytes | msgspec.Raw], dict[str, Any]] = _decoder.decode
 
@@ -308,7 +309,7 @@ def encode_knowledge(knowledge: Mapping[str, Any], limit: int | None) -> bytes:
         raw = _encoder.encode(knowledge)
     except (TypeError, ValueError, OverflowError, RecursionError, UnicodeError) as error:
         raise KnowledgeError(f"{_culprit(knowledge)} cannot be sent: {error}.") from None
-    if raw[:1] != b"{":
+    if raw[0] != _BRACE:
         raise KnowledgeError(
             f"Knowledge must be a mapping of strings to values, not {type(knowledge).__name__}."
         )

@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextvars import copy_context
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -29,8 +30,15 @@ class WorkerThreads:
         self.limit = limit
         self.loop = loop
         self.busy = 0
+        self._paused: list[Callable[[], bool]] = []
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._idle: list[SimpleQueue[Job | None]] = []
+        self._queues: set[SimpleQueue[Job | None]] = set()
+
+    @property
+    def going_on(self) -> int:
+        """Threads that go on by themselves: not idle, and not waiting for the loop."""
+        return self.busy + sum(over() for over in self._paused)
 
     async def run(self, function: Callable[..., T], /, *args: Any) -> T:
         """Run ``function`` in a worker thread, with the caller's context variables.
@@ -45,7 +53,7 @@ class WorkerThreads:
 
         def job() -> None:
             try:
-                result = context.run(function, *args)
+                result = function(*args)
             except BaseException as error:  # noqa: BLE001 - carried to the waiter, whatever it is
                 self._report(_finish, future, None, error, queue)
             else:
@@ -58,6 +66,7 @@ class WorkerThreads:
             if len(self._idle) < self.limit:
                 self._idle.append(queue)
             else:
+                self._queues.discard(queue)
                 queue.put(None)
             if future.done():
                 return
@@ -69,14 +78,15 @@ class WorkerThreads:
                 future.set_result(result)
 
         queue = self._idle.pop() if self._idle else self._spawn()
-        queue.put(job)
+        queue.put(partial(context.run, job))
         return await future
 
     def close(self) -> None:
-        """Let idle threads end; busy ones end with the process at the latest."""
+        """Let idle threads end at once, and busy ones after what they are doing."""
         self.limit = 0
-        for queue in self._idle:
+        for queue in self._queues:
             queue.put(None)
+        self._queues.clear()
         self._idle.clear()
 
     async def _acquire(self) -> None:
@@ -100,11 +110,17 @@ class WorkerThreads:
                 self.busy += 1
                 future.set_result(None)
 
-    def _resume(self) -> None:
+    def _pause(self, over: Callable[[], bool]) -> None:
+        self._paused.append(over)
+        self._release()
+
+    def _resume(self, over: Callable[[], bool]) -> None:
+        self._paused.remove(over)
         self.busy += 1
 
     def _spawn(self) -> SimpleQueue[Job | None]:
         queue: SimpleQueue[Job | None] = SimpleQueue()
+        self._queues.add(queue)
         threading.Thread(target=_serve, args=(queue,), name="praval-worker", daemon=True).start()
         return queue
 
@@ -128,8 +144,8 @@ class _Slot:
     def __init__(self, threads: WorkerThreads) -> None:
         self._threads = threads
 
-    def pause(self) -> None:
-        self._threads._report(self._threads._release)
+    def pause(self, over: Callable[[], bool]) -> None:
+        self._threads._report(self._threads._pause, over)
 
-    def resume(self) -> None:
-        self._threads._report(self._threads._resume)
+    def resume(self, over: Callable[[], bool]) -> None:
+        self._threads._report(self._threads._resume, over)

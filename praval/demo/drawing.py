@@ -18,6 +18,8 @@ from praval.demo.sources import printable
 CHARACTER = 7.3
 SMALL_CHARACTER = 5.8
 LONGEST_LABEL = 30
+WIDEST_FITTED = 1600.0
+"""A wider drawing is not shrunk to the page, where nobody could read it: it is scrolled."""
 
 
 class Node(NamedTuple):
@@ -56,7 +58,8 @@ def draw(nodes: Sequence[Node], edges: Iterable[Edge]) -> str:
         )
     return "\n".join(
         [
-            f'<svg class="graph" viewBox="0 0 {layout.width:.0f} {layout.height:.0f}" '
+            f'<svg class="graph{" wide" if layout.width > WIDEST_FITTED else ""}" '
+            f'viewBox="0 0 {layout.width:.0f} {layout.height:.0f}" '
             f'width="{layout.width:.0f}" height="{layout.height:.0f}" '
             f'role="img" aria-label="{len(nodes)} files and {len(edges)} dependencies" '
             'xmlns="http://www.w3.org/2000/svg">',
@@ -102,20 +105,25 @@ def _points(edge: Edge, layout: Layout, ports: Mapping[tuple[Edge, str], float])
 
 
 def _ports(layout: Layout) -> dict[tuple[Edge, str], float]:
-    """Spread the ends of the prominent edges along the sides of the boxes, in the order they go."""
-    sides: dict[tuple[str, bool], list[tuple[float, Edge]]] = defaultdict(list)
+    """Spread the ends of the prominent edges along the sides of the boxes, in the order they go.
+
+    Edges that arrive by the same bend arrive at the same point.
+    """
+    sides: dict[tuple[str, bool], dict[tuple[Point, Edge | None], list[Edge]]] = defaultdict(dict)
     for edge in sorted(layout.strong | layout.upward):
-        a, b = edge
-        downwards = layout.boxes[a].y < layout.boxes[b].y
-        route = [*layout.routes.get(edge, ())]
-        sides[a, downwards].append(((route or [layout.boxes[b][:2]])[0][0], edge))
-        sides[b, not downwards].append(((route or [layout.boxes[a][:2]])[-1][0], edge))
+        route = layout.routes[edge]
+        for name, other, near in ((*edge, route[:1]), (*edge[::-1], route[-1:])):
+            box = layout.boxes[other]
+            way = (near[0], None) if near else ((box.x, box.y), edge)
+            below = layout.boxes[name].y < box.y
+            sides[name, below].setdefault(way, []).append(edge)
     ports = {}
-    for (name, _), ends in sides.items():
+    for (name, _), ways in sides.items():
         box = layout.boxes[name]
-        step = min(14.0, box.width * 0.7 / len(ends))
-        for n, (_, edge) in enumerate(sorted(ends)):
-            ports[edge, name] = box.x + (n - (len(ends) - 1) / 2) * step
+        step = min(14.0, box.width * 0.7 / len(ways))
+        for n, way in enumerate(sorted(ways, key=lambda way: (way[0], way[1] or ("", "")))):
+            for edge in ways[way]:
+                ports[edge, name] = box.x + (n - (len(ways) - 1) / 2) * step
     return ports
 
 
@@ -137,14 +145,14 @@ def _box(node: Node, box: Box, weight: float) -> str:
     own, folder = label(node.name)
     left, top = box.x - box.width / 2, box.y - BOX_HEIGHT / 2
     tint = round(4 + 44 * weight)
-    title = f"{printable(node.name)}: {node.summary}" if node.summary else printable(node.name)
-    small = f'<text class="folder" x="{box.x:.1f}" y="{top + 12:.1f}">{escape(folder)}</text>'
+    title = printable(f"{node.name}: {node.summary}" if node.summary else node.name)
+    small = f'<text class="folder" x="{box.x:.1f}" y="{top + 14:.1f}">{escape(folder)}</text>'
     return (
         f'<a id="{node.id}" class="node {node.kind}" href="#row-{node.id}">'
         f"<title>{escape(title)}</title>"
         f'<rect x="{left:.1f}" y="{top:.1f}" width="{box.width:.1f}" height="{BOX_HEIGHT}" '
         f'rx="7" style="--tint:{tint}%"/>{small if folder else ""}'
-        f'<text x="{box.x:.1f}" y="{box.y + (9 if folder else 4.2):.1f}">{escape(own)}</text></a>'
+        f'<text x="{box.x:.1f}" y="{box.y + (11 if folder else 4.2):.1f}">{escape(own)}</text></a>'
     )
 
 

@@ -34,7 +34,7 @@ class Editor:
     """Owns everything that was found out so far."""
 
     def __init__(self) -> None:
-        self._catalogue = Catalogue("", [], [], [])
+        self._catalogue = Catalogue("nothing", "", [], [], [])
         self._facts: dict[str, Facts] = {}
         self._summaries: dict[str, Summary] = {}
         self._verified: dict[str, list[Finding]] = {}
@@ -42,7 +42,7 @@ class Editor:
         self._unreadable: dict[str, str] = {}
         self._no_model = ""
 
-    def take(self, kind: str, knowledge: dict[str, Any]) -> None:
+    def take(self, kind: str | None, knowledge: dict[str, Any]) -> None:
         """Note down the knowledge of a spore of type ``kind``."""
         if kind == "catalogue":
             self._catalogue = msgspec.convert(knowledge["catalogue"], Catalogue)

@@ -89,7 +89,7 @@ class Skeptic:
     def _markdown_judge(self, name: str, text: str) -> Judge:
         proofs: dict[str, tuple[int, str]] = {}
         for line, link in markdown_targets(text):
-            target = _resolve(posixpath.dirname(name), link)
+            target = self._resolve(posixpath.dirname(name), link)
             if target in self._names and target != name:
                 proofs.setdefault(target, (line, f"links to {unquote(link)[:120]}"))
 
@@ -100,6 +100,20 @@ class Skeptic:
             return Verdict(target, False, line, "named, but no link leads to this file")
 
         return judge
+
+    def _resolve(self, folder: str, link: str) -> str:
+        """Name the file that a link in a file of ``folder`` leads to; "" for what is outside."""
+        try:
+            parts = urlsplit(link)
+        except ValueError:
+            return ""
+        if parts.scheme or parts.netloc or not parts.path:
+            return ""
+        path = unquote(parts.path)
+        root = self._root.as_posix()
+        place = root if path.startswith("/") else posixpath.join(root, folder)
+        target = posixpath.normpath(posixpath.join(place, path.lstrip("/")))
+        return target.removeprefix(root.rstrip("/") + "/")
 
     def _text_judge(self, name: str, text: str) -> Judge:
         folder = posixpath.dirname(name)
@@ -153,19 +167,6 @@ def _html_targets(fragment: str) -> Sequence[str]:
     parser = _Attributes()
     parser.feed(fragment)
     return parser.targets
-
-
-def _resolve(folder: str, link: str) -> str:
-    """Name the file that a link in a file of ``folder`` leads to; "" for foreign addresses."""
-    try:
-        parts = urlsplit(link)
-    except ValueError:
-        return ""
-    if parts.scheme or parts.netloc or not parts.path:
-        return ""
-    path = unquote(parts.path)
-    base = "" if path.startswith("/") else folder
-    return posixpath.normpath(posixpath.join(base, path.lstrip("/")))
 
 
 def _line_of_name(text: str, name: str) -> int:

@@ -64,8 +64,7 @@ def upward(nodes: Sequence[str], edges: Iterable[Edge]) -> set[Edge]:
     """
     edges = sorted(set(edges))
     against: list[Edge] = []
-    for group in components(nodes, edges):
-        members = set(group)
+    for members in (set(group) for group in components(nodes, edges) if len(group) > 1):
         own = [(a, b) for a, b in edges if a in members and b in members]
         rank = {node: n for n, node in enumerate(_row(members, own))}
         against += [(a, b) for a, b in own if rank[a] > rank[b]]

@@ -20,6 +20,7 @@ Place = tuple[str, ...]
 PACKAGE_FILES = ("__init__.py", "__init__.pyi")
 MODULE_SUFFIXES = (".py", ".pyi")
 LONGEST_STATEMENT = 120
+HOLDERS = (ast.stmt, ast.excepthandler, ast.match_case)
 
 
 class Import(NamedTuple):
@@ -68,7 +69,7 @@ class Shelf:
         """
         found = (
             Import(target, node.lineno, _shortened(ast.unparse(node)))
-            for node in ast.walk(parse(source))
+            for node in statements(parse(source))
             if isinstance(node, ast.Import | ast.ImportFrom)
             for target in self._targets(name, node)
         )
@@ -84,8 +85,7 @@ class Shelf:
             return
         dotted = node.module.split(".") if node.module else []
         if node.level:
-            up = len(folder) - (node.level - 1)
-            module = self._find(folder[:up], dotted) if up > 0 else None
+            module = self._find(self._parent(folder, node.level - 1), dotted)
         else:
             module = self._absolute(folder, dotted)
         for alias in node.names if module else ():
@@ -99,6 +99,19 @@ class Shelf:
         submodule = self._find(module.folder, [name]) if module.folder is not None else None
         return submodule.file if submodule and submodule.file else module.file
 
+    def _parent(self, folder: Place, steps: int) -> Place | None:
+        """Go up within the outermost package; what is above it, no relative import reaches.
+
+        A folder without ``__init__.py`` may be a package too: then the root is the limit.
+        """
+        top = 1 if self._root_is_package else len(self._anchor)
+        for _ in range(steps):
+            leaves_package = folder[:-1] == self._anchor and self._is_package(folder)
+            if len(folder) == top or (leaves_package and not self._root_is_package):
+                return None
+            folder = folder[:-1]
+        return folder
+
     def _absolute(self, folder: Place, dotted: Sequence[str]) -> _Module | None:
         """Try each folder that would be on ``sys.path``; a file beats a bare folder."""
         modules = [self._find(base, dotted) for base in self._path(folder)]
@@ -106,12 +119,15 @@ class Shelf:
         return next(with_file, None) or next((module for module in modules if module), None)
 
     def _path(self, folder: Place) -> list[Place]:
-        """List what ``sys.path`` would hold: around the importer's package, and around the root."""
-        while self._is_package(folder):
-            folder = folder[:-1]
+        """List what ``sys.path`` would hold: around the importer's package, and around the root.
+
+        The importer's own folder is on it only for scripts: when no folder above is a package.
+        """
+        packages = [n for n in range(1, len(folder) + 1) if self._is_package(folder[:n])]
+        around = folder[: packages[0] - 1] if packages else folder
         if self._root_is_package:
-            return [folder, ()]
-        return [folder, self._anchor, (*self._anchor, "src"), ()]
+            return [around, ()]
+        return [around, self._anchor, (*self._anchor, "src"), ()]
 
     def _is_package(self, folder: Place) -> bool:
         if self._root_is_package and 0 < len(folder) <= len(self._anchor):
@@ -119,7 +135,9 @@ class Shelf:
         return any((*folder, file) in self._files for file in PACKAGE_FILES)
 
     def _find(self, base: Place | None, dotted: Sequence[str]) -> _Module | None:
-        module = _Module(base, self._package_file(base) if base is not None else None)
+        if base is None:
+            return None
+        module = _Module(base, self._package_file(base))
         for part in dotted:
             if module.folder is None:  # a plain module has no submodules
                 return None
@@ -139,6 +157,16 @@ class Shelf:
 
 def _shortened(statement: str) -> str:
     return statement if len(statement) <= LONGEST_STATEMENT else statement[:LONGEST_STATEMENT] + "…"
+
+
+def statements(tree: ast.AST) -> Iterator[ast.stmt]:
+    """Yield every statement however deep, without looking into expressions, which hold none."""
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.stmt):
+            yield node
+        waiting += (child for child in ast.iter_child_nodes(node) if isinstance(child, HOLDERS))
 
 
 def parse(source: bytes) -> ast.Module:

@@ -15,8 +15,8 @@ from typing import NamedTuple
 from praval.demo.graph import Edge, skeleton, successors, upward
 from praval.demo.placing import COLUMN_GAP, Cell, Link, columns, order
 
-BOX_HEIGHT = 34.0
-ROW_GAP = 58.0
+BOX_HEIGHT = 38.0
+ROW_GAP = 54.0
 MARGIN = 24.0
 
 Point = tuple[float, float]
@@ -59,7 +59,7 @@ def arrange(widths: Mapping[str, float], edges: Iterable[Edge]) -> Layout:
     needed = skeleton(linked, downward)
     shaping = needed | {(b, a) for a, b in against}
     level = _levels(linked, downward)
-    rows, links = _rows(linked, shaping, level)
+    rows, links = _rows(linked, shaping, against, level)
     order(rows, links)
     x = columns(rows, links, widths)
     y = [MARGIN + BOX_HEIGHT / 2 + n * (BOX_HEIGHT + ROW_GAP) for n in range(len(rows))]
@@ -73,7 +73,7 @@ def arrange(widths: Mapping[str, float], edges: Iterable[Edge]) -> Layout:
         down = (b, a) if (a, b) in against else (a, b)
         if down in shaping:
             between = range(top - level[down[0]] + 1, top - level[down[1]])
-            points = [(x[(*down, row)] + MARGIN, y[row]) for row in between]
+            points = [(x[_bend(*down, row, against)] + MARGIN, y[row]) for row in between]
             width = max([width, *(point[0] + MARGIN for point in points)])
             routes[(a, b)] = points if down == (a, b) else points[::-1]
     loners_from = len(rows) * (BOX_HEIGHT + ROW_GAP) - (ROW_GAP if rows else 0) + 2 * MARGIN
@@ -115,23 +115,31 @@ def _bottom_up(names: Sequence[str], below: Mapping[str, list[str]]) -> list[str
 
 
 def _rows(
-    names: Sequence[str], shaping: Iterable[Edge], level: Mapping[str, int]
+    names: Sequence[str], shaping: Iterable[Edge], against: set[Edge], level: Mapping[str, int]
 ) -> tuple[list[list[Cell]], list[Link]]:
-    """Lay out rows from the top, with a cell for each row that an edge passes."""
+    """Lay out rows from the top, with a cell for each row that an edge passes.
+
+    Edges that lead down to the same file share their cells, like roads that join.
+    """
     top = max(level.values(), default=-1)
     rows: list[list[Cell]] = [[] for _ in range(top + 1)]
     for name in names:
         rows[top - level[name]].append((name, "", 0))
-    links = []
+    links: dict[Link, None] = {}
     for a, b in sorted(shaping):
         upper: Cell = (a, "", 0)
         for row in range(top - level[a] + 1, top - level[b]):
-            bend: Cell = (a, b, row)
-            rows[row].append(bend)
-            links.append((upper, bend))
+            bend = _bend(a, b, row, against)
+            if bend not in rows[row]:
+                rows[row].append(bend)
+            links[upper, bend] = None
             upper = bend
-        links.append((upper, (b, "", 0)))
-    return rows, links
+        links[upper, (b, "", 0)] = None
+    return rows, list(links)
+
+
+def _bend(a: str, b: str, row: int, against: set[Edge]) -> Cell:
+    return (a if (b, a) in against else "", b, row)
 
 
 def _shelve(

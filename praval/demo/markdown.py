@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from praval.demo.report import MARK, FileEntry, Finding, Report, count, origin, who_wrote
 from praval.demo.sources import printable
 
-_SPECIAL = re.compile(r"([\\`*_\[\]<>&#|~!$@:])")
+_SPECIAL = re.compile(r"([\\`*\[\]<>&#|~!$]|(?<!\w)_|_(?!\w))")
 
 
 def to_markdown(report: Report) -> str:

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from bisect import bisect_right, insort
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 
 COLUMN_GAP = 22.0
 BEND_WIDTH = 10.0
+BEND_GAP = 4.0
+"""Between two edges that pass a row side by side."""
 
 Cell = tuple[str, str, int]
-"""(name, "", 0) is a box; (source, target, row) is where an edge passes a row."""
+"""(name, "", 0) is a box; (source, target, row) is where an edge passes a row,
+or, with source "", where all edges to the target do."""
 Link = tuple[Cell, Cell]
 """The upper cell and the lower one."""
 
@@ -73,18 +76,17 @@ def columns(
         return BEND_WIDTH if cell[1] else widths[cell[0]]
 
     above, below = _neighbours(links)
-    x: dict[Cell, float] = {}
-    for row in rows:
-        edge = 0.0
-        for cell in row:
-            x[cell] = edge + wide(cell) / 2
-            edge += wide(cell) + COLUMN_GAP
-        for cell in row:
-            x[cell] -= edge / 2
+    offsets = [_offsets(row, wide) for row in rows]
+    x = {
+        cell: offset - own[-1] / 2
+        for row, own in zip(rows, offsets, strict=True)
+        for cell, offset in zip(row, own, strict=True)
+    }
     for sweep in range(16):
         downwards = sweep % 2 == 0
         neighbours = above if downwards else below
-        for _, row in _steps(rows, downwards):
+        directed = list(zip(rows, offsets, strict=True))
+        for row, own in (directed if downwards else directed[::-1])[1:]:
             wanted, weights = [], []
             for cell in row:
                 near = neighbours[cell] or [cell]
@@ -92,22 +94,28 @@ def columns(
                 places = [x[other] for other in near]
                 wanted.append(sum(map(float.__mul__, pull, places)) / sum(pull))
                 weights.append(sum(pull) if neighbours[cell] else 0.1)
-            x.update(zip(row, _spread(wanted, weights, [wide(cell) for cell in row]), strict=True))
+            x.update(zip(row, _spread(wanted, weights, own), strict=True))
     left = min((x[cell] - wide(cell) / 2 for cell in x), default=0.0)
     return {cell: value - left for cell, value in x.items()}
 
 
+def _offsets(row: Sequence[Cell], wide: Callable[[Cell], float]) -> list[float]:
+    """Return how far from the first cell of a row each must stand at least."""
+    offsets = [0.0]
+    for left, right in pairwise(row):
+        gap = BEND_GAP if left[1] and right[1] else COLUMN_GAP
+        offsets.append(offsets[-1] + (wide(left) + wide(right)) / 2 + gap)
+    return offsets
+
+
 def _spread(
-    wanted: Sequence[float], weights: Sequence[float], widths: Sequence[float]
+    wanted: Sequence[float], weights: Sequence[float], offsets: Sequence[float]
 ) -> list[float]:
     """Return the places nearest to those wanted (least squares) that keep order and distance.
 
     With the distances taken off this is isotonic regression: neighbours in the wrong order
     are pooled at their weighted mean.
     """
-    offsets = [0.0]
-    for left, right in pairwise(widths):
-        offsets.append(offsets[-1] + (left + right) / 2 + COLUMN_GAP)
     pools: list[tuple[float, float, int]] = []  # mean, weight, number of cells
     for value, weight, offset in zip(wanted, weights, offsets, strict=False):
         pool = (value - offset, weight, 1)

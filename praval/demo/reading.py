@@ -57,16 +57,18 @@ class Facts(msgspec.Struct, frozen=True):
 class Vocabulary:
     """The names worth noticing: what the catalogue's files are called.
 
-    ``stems`` are the words by which a Python file is imported or spoken of, ``file_names`` the
-    last parts of all paths, in lower case.
+    ``stems`` are the words by which a Python file is imported or spoken of; ``file_names`` the
+    last parts of all paths, folded, each with the longest word in it: a text without the word
+    need not be searched for the name.
     """
 
     def __init__(self, names: Iterable[str], package: Iterable[str] = ()) -> None:
         self.stems: set[str] = set(package)
-        self.file_names: set[str] = set()
+        self.file_names: dict[str, str] = {}
         for name in names:
             self.stems.add(unicodedata.normalize("NFKC", stem(name, package)))
-            self.file_names.add(fold(PurePosixPath(name).name))
+            file_name = fold(PurePosixPath(name).name)
+            self.file_names[file_name] = max(_WORD.findall(file_name), key=len, default="")
 
 
 def stem(name: str, package: Iterable[str] = ()) -> str:
@@ -88,9 +90,15 @@ def observe(source: Source, text: str, note: str, vocabulary: Vocabulary) -> Fac
         note=note,
         imports=_telling_statements(text, vocabulary) if source.kind == "python" else [],
         links=_telling_links(text, vocabulary) if source.kind == "markdown" else [],
-        file_names=sorted(name for name in vocabulary.file_names if name in plain),
+        file_names=_named(plain, vocabulary),
         words=sorted(vocabulary.stems.intersection(_WORD.findall(text))),
     )
+
+
+def _named(folded: str, vocabulary: Vocabulary) -> list[str]:
+    words = {"", *_WORD.findall(folded)}
+    names = vocabulary.file_names.items()
+    return sorted(name for name, word in names if word in words and name in folded)
 
 
 def _telling_statements(text: str, vocabulary: Vocabulary) -> list[Statement]:
@@ -98,7 +106,9 @@ def _telling_statements(text: str, vocabulary: Vocabulary) -> list[Statement]:
     told: set[str | int] = {0}
     telling = []
     for statement in import_statements(text):
-        news = {statement.dots, *vocabulary.stems.intersection(statement.words)} - told
+        news: set[str | int] = {statement.dots}
+        news |= vocabulary.stems.intersection(statement.words)
+        news -= told
         if news:
             told |= news
             telling.append(statement)
@@ -115,19 +125,23 @@ def import_statements(text: str) -> Iterator[Statement]:
     """Find everything that begins like an import statement, in prose and strings too.
 
     A statement in brackets or with backslashes goes on over several lines, up to the line on
-    which another one begins: names cannot be keywords.
+    which another one begins: names cannot be keywords. The ``import`` of a ``from`` may stand
+    at the beginning of a line too.
     """
     lines = text.split("\n")
     for number, line in enumerate(lines, 1):
         for match in _STATEMENT.finditer(line):
             parts = [_code(line, match.end())]
             brackets = _brackets(parts[0])
+            half = parts[0].startswith("from") and "import" not in parts[0]
             for index in range(number, len(lines)):
                 if brackets <= 0 and not parts[-1].endswith("\\"):
                     break
                 following = lines[index].partition("#")[0]
-                if _STATEMENT.search(following):
+                begins = _STATEMENT.search(following)
+                if begins and not (half and following.startswith("import", begins.end())):
                     break
+                half = half and "import" not in following
                 parts.append(_code(following))
                 brackets += _brackets(parts[-1])
             yield _statement(number, "\n".join(parts))

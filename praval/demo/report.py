@@ -89,10 +89,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 def who_wrote(report: Report) -> str:
     """Say in one sentence where the summaries come from."""
     written = sum(file.summary is not None for file in report.files)
-    if report.no_model:
-        return "No model was available: every summary is a sentence taken from the file."
-    if not report.model:
-        return "No model was asked: every summary is a sentence taken from the file."
+    if not report.by_model:
+        why = "No model was available" if report.no_model else "No model spoke"
+        return f"{why}: every summary is a sentence taken from the file."
     if report.by_model == written:
         return f"All summaries are the words of the model ({report.model})."
     return (

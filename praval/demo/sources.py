@@ -56,21 +56,16 @@ class Skipped(msgspec.Struct, frozen=True):
 class Catalogue(msgspec.Struct, frozen=True):
     """What the librarian found.
 
+    ``title`` is what the report calls the whole: the package, the folder, or the only file.
     ``package`` is the dotted path of the root when the root is a Python package
     (``["xml", "dom"]``), otherwise empty.
     """
 
+    title: str
     root: str
     sources: list[Source]
     skipped: list[Skipped]
     package: list[str]
-
-    @property
-    def title(self) -> str:
-        """What the report calls the whole: the package, the folder, or the only file."""
-        if len(self.sources) == 1:
-            return self.sources[0].name
-        return ".".join(self.package) or Path(self.root).name or self.root
 
 
 def asyncio_folder() -> Path:
@@ -116,7 +111,9 @@ def find_sources(path: Path, leave_out: Iterable[Path] = ()) -> Catalogue:
     if len(skipped) > MAX_SKIPPED:
         rest = Skipped("...", f"and {len(skipped) - MAX_SKIPPED} more")
         skipped = [*skipped[:MAX_SKIPPED], rest]
-    return Catalogue(str(root), sources, skipped, _package(root))
+    package = _package(root)
+    title = ".".join(package) or root.name or str(root)
+    return Catalogue(title if is_folder else path.name, str(root), sources, skipped, package)
 
 
 def read_source(path: Path) -> bytes:

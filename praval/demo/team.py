@@ -32,7 +32,7 @@ from praval.errors import ConfigurationError
 
 READERS = 4
 """Files read at once. A model on two cores gains little from more."""
-NOTHING = Catalogue("", [], [], [])
+NOTHING = Catalogue("nothing", "", [], [], [])
 IDENTITY = "You describe files in one short, plain sentence."
 
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 
 from praval.demo.sources import Source
 from praval.demo.summaries import Digest, Summary, extract, from_answer, question
-from praval.errors import NoModelError, PravalError
+from praval.errors import NoModelError
 
 GIVE_UP_AFTER = 3
 """Failures in a row after which a model is not asked again."""
-PATIENCE = 60.0
-"""Seconds for one answer."""
 
 Ask = Callable[[str], Awaitable[str]]
 
@@ -37,15 +34,12 @@ class Voice:
         if ask is None or about.empty:
             return Summary(quotation, "extracted")
         try:
-            async with asyncio.timeout(PATIENCE):
-                answer = await ask(question(source.name, source.kind, about))
+            answer = await ask(question(source.name, source.kind, about))
         except NoModelError as error:
             self._stop(str(error))
             return Summary(quotation, "extracted")
-        except TimeoutError:
-            return Summary(quotation, "extracted", self._failed(f"no answer in {PATIENCE:.0f} s"))
-        except PravalError as error:
-            return Summary(quotation, "extracted", self._failed(str(error)))
+        except Exception as error:  # noqa: BLE001 - what a user's own provider raises, comes here
+            return Summary(quotation, "extracted", self._failed(f"{error}" or repr(error)))
         self._failures = 0
         sentence = from_answer(answer)
         if not sentence:

@@ -1,0 +1,35 @@
+"""The commands: each lives in a file of its own and is one line here."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import praval
+from praval.cli import demo
+
+app = typer.Typer(
+    name="praval",
+    help="Agents on an asyncio bus.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("demo")(demo.demo)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"praval-asyncio {praval.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Agents on an asyncio bus."""

@@ -1,0 +1,247 @@
+"""Which providers there are, and which event loop each of them works on.
+
+A provider that the user registered is one object. Its ``achat`` belongs to the first loop that
+uses it, for as long as that loop runs; calls from other loops are carried there. A built-in one
+is made on first use, once per loop. When a loop ends, the providers that worked on it are closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AsyncExitStack
+from typing import TypeVar
+
+from praval.errors import FeatureUnavailableError
+from praval.plugins import load
+from praval.providers.base import BaseProvider, checked_provider
+
+BUILTIN: Mapping[str, str] = {
+    "local": "praval.providers.local:LocalProvider",
+    "openai_compatible": "praval.providers.openai_compatible:OpenAICompatibleProvider",
+}
+"""Name -> class, which can be made without arguments. A further provider is one line here."""
+
+LATER: Mapping[str, str] = {
+    "openai": "OPENAI_API_KEY",
+    "anthropic": "ANTHROPIC_API_KEY",
+    "cohere": "COHERE_API_KEY",
+}
+"""Providers of the guide that this version does not have -> the variable of their key."""
+
+T = TypeVar("T")
+
+GROUP = "praval.providers"
+
+Found = BaseProvider | str
+"""A registered provider, or the name of one that is made once per event loop."""
+Check = Callable[[Found], None]
+"""Raises if the chosen provider must not be used."""
+
+
+class _Registry:
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.registered: dict[str, BaseProvider] = {}
+        self.overrides: list[BaseProvider] = []
+        self.checks: list[Check] = []
+        self.loops: dict[asyncio.AbstractEventLoop, _LoopProviders] = {}
+
+
+class _LoopProviders:
+    """The providers that work on one event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.made: dict[str, BaseProvider] = {}
+        self.closing = AsyncExitStack()
+        self.keeper = self._until_loop_ends(loop)
+
+    async def _until_loop_ends(self, loop: asyncio.AbstractEventLoop) -> AsyncGenerator[None, None]:
+        # asyncio.run() and the background loop close suspended generators when they end: the
+        # one moment that all loops have, in which connections can still be closed properly
+        async with self.closing:
+            try:
+                yield
+            finally:
+                with _registry.lock:
+                    _registry.loops.pop(loop, None)
+
+    async def release(self, provider: BaseProvider) -> None:
+        provider._bound_loop = None
+        await provider.aclose()
+
+
+_registry = _Registry()
+
+
+def register_provider(name: str, provider_instance: BaseProvider) -> None:
+    """Make ``provider_instance`` answer calls with ``provider=name`` (the last one wins).
+
+    Raises:
+        ConfigurationError: it is no instance of a BaseProvider subclass with ``chat`` or ``achat``.
+    """
+    provider = checked_provider(name, provider_instance)
+    with _registry.lock:
+        _registry.registered[name] = provider
+
+
+def unregister_provider(name: str) -> None:
+    """Forget a registered provider; a built-in one of that name is found again."""
+    with _registry.lock:
+        _registry.registered.pop(name, None)
+
+
+def registered_names() -> list[str]:
+    """Return the names given to register_provider, oldest first."""
+    with _registry.lock:
+        return list(_registry.registered)
+
+
+def get_available_providers() -> list[str]:
+    """Return the providers that a call can use now: registered ones, then built-in ones.
+
+    Looks for installed packages and model files on the disk.
+    """
+    from praval.providers.local import why_unusable
+
+    names = registered_names()
+    if os.environ.get("OPENAI_BASE_URL", "").strip():
+        names.append("openai_compatible")
+    if why_unusable() is None:
+        names.append("local")
+    return list(dict.fromkeys(names))
+
+
+def get_provider(name: str) -> BaseProvider:
+    """Return the provider that is registered as ``name``, or a new built-in one.
+
+    Raises:
+        UnknownNameError: nobody has that name.
+        FeatureUnavailableError: a provider of the guide that this version does not have.
+        ConfigurationError: a package or a variable that the provider needs is missing.
+    """
+    found = find(name)
+    return found if isinstance(found, BaseProvider) else _made(found)
+
+
+def find(name: str) -> Found:
+    """Return the registered provider, or the name of one that is made per loop.
+
+    Raises:
+        FeatureUnavailableError: a provider of the guide that this version does not have.
+    """
+    with _registry.lock:
+        provider = _registry.registered.get(name)
+    if provider is not None:
+        return provider
+    if name in LATER:
+        raise FeatureUnavailableError(
+            f"The provider {name!r} is not in this version yet. Any server that speaks the OpenAI "
+            "protocol works now: "
+            f"register_provider({name!r}, OpenAICompatibleProvider(base_url=..., api_key=...)), "
+            'and so does provider="local".'
+        )
+    return name
+
+
+def resolve(name: str | None, otherwise: Callable[[], Found]) -> Found:
+    """Return what answers calls for ``name``; ``otherwise`` chooses when no name was given."""
+    with _registry.lock:
+        if _registry.overrides:
+            return _registry.overrides[-1]
+        checks = list(_registry.checks)
+    found = otherwise() if name is None else find(name)
+    for check in checks:
+        check(found)
+    return found
+
+
+def is_overridden() -> bool:
+    """Return whether one provider answers all calls at the moment."""
+    return bool(_registry.overrides)
+
+
+def add_override(provider: BaseProvider) -> Callable[[], None]:
+    """Let ``provider`` answer all calls of this process; return what ends that."""
+    return _added(_registry.overrides, provider)
+
+
+def add_check(check: Check) -> Callable[[], None]:
+    """Ask ``check`` about every provider that is chosen; return what ends that."""
+    return _added(_registry.checks, check)
+
+
+def _added(entries: list[T], entry: T) -> Callable[[], None]:
+    with _registry.lock:
+        entries.append(entry)
+
+    def remove() -> None:
+        with _registry.lock:
+            for index in reversed(range(len(entries))):
+                if entries[index] is entry:  # the innermost of equal ones
+                    del entries[index]
+                    break
+
+    return remove
+
+
+async def on_this_loop(found: Found) -> BaseProvider:
+    """Return the provider itself: for a name, the running loop's own one, made if needed.
+
+    Raises:
+        UnknownNameError: nobody has that name.
+        ConfigurationError: a package or a variable that the provider needs is missing.
+    """
+    if isinstance(found, BaseProvider):
+        return found
+    providers = await _providers_of(asyncio.get_running_loop())
+    provider = providers.made.get(found)
+    if provider is None:
+        made = await asyncio.to_thread(_made, found)
+        provider = providers.made.setdefault(found, made)
+    return provider
+
+
+async def claim(provider: BaseProvider) -> asyncio.AbstractEventLoop:
+    """Return the loop on which ``provider.achat`` must run: the running one, if it is free."""
+    loop = asyncio.get_running_loop()
+    if provider.any_loop:
+        return loop
+    with _registry.lock:
+        owner = provider._bound_loop
+        if owner is not None and (owner is loop or owner.is_running()):
+            return owner
+        provider._bound_loop = loop
+    providers = await _providers_of(loop)
+    providers.closing.push_async_callback(providers.release, provider)
+    return loop
+
+
+async def _providers_of(loop: asyncio.AbstractEventLoop) -> _LoopProviders:
+    with _registry.lock:
+        providers = _registry.loops.get(loop)
+        if providers is not None:
+            return providers
+        for other in [other for other in _registry.loops if other.is_closed()]:
+            del _registry.loops[other]  # closed without shutdown_asyncgens()
+        providers = _registry.loops[loop] = _LoopProviders(loop)
+    await anext(providers.keeper)  # it yields at once
+    return providers
+
+
+def _made(name: str) -> BaseProvider:
+    return checked_provider(name, load("provider", name, BUILTIN, group=GROUP)())
+
+
+def _reset_after_fork() -> None:
+    # the parent's loops do not run in the child, and its lock may be held by a thread left behind
+    _registry.lock = threading.Lock()
+    _registry.loops.clear()
+    for provider in _registry.registered.values():
+        provider._bound_loop = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reset_after_fork)

@@ -1,0 +1,154 @@
+"""Providers and event loops: who works where, and what happens when a loop ends."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+from praval import achat, chat
+from praval.providers import BaseProvider, register_provider, registry
+
+
+class Connected(BaseProvider):
+    """Keeps something that belongs to a loop, as a client with open connections does."""
+
+    def __init__(self, ends: bool = True) -> None:
+        self.answered_on: list[asyncio.AbstractEventLoop] = []
+        self.closed_on: list[asyncio.AbstractEventLoop] = []
+        self.begun = threading.Event()
+        self.ends = ends
+
+    async def achat(self, messages: Any, model: str | None = None, **options: Any) -> str:
+        self.answered_on.append(asyncio.get_running_loop())
+        self.begun.set()
+        if not self.ends:
+            await asyncio.Event().wait()
+        return "answer"
+
+    async def aclose(self) -> None:
+        await asyncio.sleep(0)
+        self.closed_on.append(asyncio.get_running_loop())
+
+
+class LoopThread:
+    """An event loop that runs in another thread until the end of the block."""
+
+    def __enter__(self) -> LoopThread:
+        self.runner = asyncio.Runner()
+        self.loop = self.runner.get_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
+        self.runner.close()
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(10)
+
+
+async def test_a_provider_works_on_one_loop_while_that_runs() -> None:
+    """Calls from a second loop are carried to the first: its connections live there."""
+    provider = Connected()
+    register_provider("mine", provider)
+    with LoopThread() as other:
+        await asyncio.to_thread(other.run, achat("Hello", provider="mine"))
+        assert await achat("Hello", provider="mine") == "answer"
+        assert provider.answered_on == [other.loop, other.loop]
+    assert provider.closed_on == [other.loop]
+    assert await achat("Hello", provider="mine") == "answer"
+    assert provider.answered_on[2:] == [asyncio.get_running_loop()]
+
+
+@pytest.mark.every_loop
+async def test_a_carried_call_can_be_cancelled() -> None:
+    """Cancellation travels to the loop on which the provider works."""
+    provider = Connected(ends=False)
+    register_provider("mine", provider)
+    with LoopThread() as other:
+        asyncio.run_coroutine_threadsafe(_claim(provider), other.loop).result(10)
+        call = asyncio.create_task(achat("Hello", provider="mine"))
+        assert await asyncio.to_thread(provider.begun.wait, 10)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        left = other.run(_others())
+    assert provider.answered_on == [other.loop]
+    assert not left
+
+
+async def _claim(provider: BaseProvider) -> None:
+    assert await registry.claim(provider) is asyncio.get_running_loop()
+
+
+async def _others() -> set[asyncio.Task[Any]]:
+    return asyncio.all_tasks() - {asyncio.current_task()}  # type: ignore[arg-type]
+
+
+def test_each_loop_that_ends_closes_what_worked_on_it_once() -> None:
+    """asyncio.run twice: closed twice, on the right loop, before the loop is gone."""
+    provider = Connected()
+    register_provider("mine", provider)
+
+    async def main() -> None:
+        await asyncio.gather(*(achat("Hello", provider="mine") for _ in range(3)))
+
+    for _ in range(2):
+        asyncio.run(main())
+    assert len(provider.answered_on) == 6
+    assert provider.closed_on == [provider.answered_on[0], provider.answered_on[3]]
+
+
+def test_a_provider_that_fails_to_close_does_not_keep_others_open() -> None:
+    """Its error goes to the loop's exception handler."""
+    reported: list[str] = []
+
+    class Broken(Connected):
+        async def aclose(self) -> None:
+            raise OSError("cannot close")
+
+    good, broken = Connected(), Broken()
+    for name, provider in (("good", good), ("broken", broken)):
+        register_provider(name, provider)
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(
+            lambda _, context: reported.append(str(context.get("exception")))
+        )
+        for name in ("good", "broken"):
+            await achat("Hello", provider=name)
+
+    asyncio.run(main())
+    assert good.closed_on == good.answered_on
+    assert reported == ["cannot close"]
+
+
+def test_a_built_in_provider_is_made_once_per_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lazily, at the first call; even when many first calls come at once."""
+    monkeypatch.setattr(registry, "BUILTIN", {"test": f"{__name__}:make"})
+    made.clear()
+
+    async def main() -> None:
+        await asyncio.gather(*(achat("Hello", provider="test") for _ in range(20)))
+
+    for _ in range(2):
+        asyncio.run(main())
+    used = [provider for provider in made if provider.answered_on]
+    assert [len(provider.answered_on) for provider in used] == [20, 20]
+    assert [provider.closed_on for provider in used] == [
+        [provider.answered_on[0]] for provider in used
+    ]
+
+
+made: list[Connected] = []
+
+
+def make() -> Connected:
+    made.append(Connected())
+    return made[-1]

@@ -1,0 +1,125 @@
+"""What type checkers see of the public API. Never run: mypy and pyright read it in `make lint`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, assert_type
+
+from praval import (
+    Agent,
+    AgentDefinition,
+    AgentSession,
+    DeadLetter,
+    Failure,
+    LedgerSnapshot,
+    Pipeline,
+    Receipt,
+    Reef,
+    Registry,
+    SessionResult,
+    Settings,
+    Spore,
+    SporeType,
+    abroadcast,
+    achat,
+    agent,
+    agent_pipeline,
+    astart_agents,
+    broadcast,
+    chat,
+    conditional_agent,
+    configure,
+    get_agent_info,
+    get_reef,
+    get_registry,
+    register_agent,
+    start_agents,
+    throttled_agent,
+)
+
+
+@agent("coroutine", responds_to=["question"], concurrent=8, retries=2, timeout=1.5)
+async def coroutine(spore: Spore) -> dict[str, Any]:
+    """An `async def` handler."""
+    assert_type(spore.knowledge, dict[str, Any])
+    assert_type(spore.type, str | None)
+    assert_type(spore.spore_type, SporeType)
+    assert_type(broadcast({"type": "note"}), Receipt)
+    assert_type(await achat("hello"), str)
+    return {"type": "answer"}
+
+
+@agent("plain", on_error="raise")
+def plain(spore: Spore) -> None:
+    """A plain handler that returns nothing."""
+    assert_type(chat("hello"), str)
+
+
+@conditional_agent("urgent", lambda spore: spore.priority > 7)
+async def urgent(spore: Spore) -> str:
+    """The condition is a function of a spore."""
+    return spore.id
+
+
+@throttled_agent("slow", max_calls_per_minute=10, channel="quiet")
+async def slow(spore: Spore) -> None:
+    """A decorator that passes options on."""
+
+
+assert_type(coroutine, AgentDefinition)
+assert_type(plain, AgentDefinition)
+assert_type(urgent, AgentDefinition)
+assert_type(slow, AgentDefinition)
+
+
+async def reefs() -> None:
+    """A Reef is an asynchronous context manager of its own type."""
+    async with Reef(coroutine, plain, Agent("third"), namespace="desk") as reef:
+        assert_type(reef, Reef)
+        assert_type(await reef.broadcast({"type": "question"}, channel="main", ttl=5), Receipt)
+        assert_type(await reef.publish(Spore.create({"n": 1}, type="question")), Receipt)
+        assert_type(await reef.send("plain", {"n": 1}), Receipt)
+        assert_type(await reef.request("coroutine", {"type": "question"}, timeout=5), Spore)
+        await reef.add(urgent)
+        await reef.remove("urgent")
+        await reef.wait_idle(timeout=30)
+        assert_type(reef.ledger(), LedgerSnapshot)
+        assert_type(reef.ledger().balanced, bool)
+        assert_type(reef.dead_letters(), list[DeadLetter])
+
+
+def spores(spore: Spore) -> None:
+    """A spore travels as bytes."""
+    assert_type(spore.to_bytes(), bytes)
+    assert_type(Spore.from_bytes(b"{}"), Spore)
+
+
+async def sessions() -> None:
+    """A session's result is a mapping with more beside it."""
+    result = await astart_agents(coroutine, plain, initial_data={"type": "question"}, timeout=60)
+    assert_type(result, SessionResult)
+    as_mapping: Mapping[str, Any] = result
+    assert_type(as_mapping["answer"], Any)
+    assert_type(result.by_agent, dict[str, list[dict[str, Any]]])
+    assert_type(result.spores, list[Spore])
+    assert_type(result.errors, list[Failure])
+    assert_type(result.ledger, LedgerSnapshot)
+    assert_type(result.timed_out, bool)
+    assert_type(await abroadcast({"type": "note"}), Receipt)
+    async with AgentSession(timeout=5) as session:
+        session.add_agent(coroutine)
+        await session.astart({"type": "question"})
+        assert_type(await session.await_for_completion(), SessionResult)
+
+
+def from_a_script() -> None:
+    """The blocking forms return what their twins do."""
+    assert_type(start_agents(coroutine, initial_data={"n": 1}, max_iterations=9), SessionResult)
+    assert_type(get_reef(), Reef)
+    pipeline = agent_pipeline(coroutine, plain)
+    assert_type(pipeline, Pipeline)
+    assert_type(pipeline.run({"n": 1}, timeout=5), SessionResult)
+    assert_type(get_registry(), Registry)
+    assert_type(register_agent(plain), Agent)
+    assert_type(get_agent_info("plain"), dict[str, Any])
+    assert_type(configure({"reef_config": {"channel_capacity": 10}}), Settings)
