@@ -35,14 +35,18 @@ INTERRUPT_GRACE = 5.0
 class ThreadSlot(Protocol):
     """A plain handler's place among the worker threads."""
 
-    def pause(self, over: Callable[[], bool]) -> None: ...
-    def resume(self, over: Callable[[], bool]) -> None: ...
+    def pause(self, over: Callable[[], bool]) -> None:
+        """Let another handler run until ``over()``."""
+
+    def resume(self, over: Callable[[], bool]) -> None:
+        """Go on: what was waited for is over."""
 
 
 class ThreadRunner(Protocol):
     """The worker threads of a Reef."""
 
-    async def run(self, function: Callable[..., Any], /, *args: Any) -> Any: ...
+    async def run(self, function: Callable[..., Any], /, *args: Any) -> Any:
+        """Run a blocking function in one of them."""
 
 
 owner_loop: ContextVar[asyncio.AbstractEventLoop | None] = ContextVar("owner_loop", default=None)
@@ -174,10 +178,15 @@ def run_on(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
             finished.wait()
     except KeyboardInterrupt:
         with contextlib.suppress(RuntimeError):  # the loop may just have closed
-            loop.call_soon_threadsafe(lambda: tasks[0].cancel())
+            loop.call_soon_threadsafe(_cancel_all, tasks)
         finished.wait(INTERRUPT_GRACE)
         raise
     return tasks[0].result()
+
+
+def _cancel_all(tasks: list[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
 
 
 async def hop(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
@@ -210,13 +219,13 @@ def blocking(twin: Callable[P, Coroutine[Any, Any, T]], name: str | None = None)
 
     call.__name__ = name
     call.__qualname__ = call.__qualname__.replace(twin.__name__, name)
-    del call.__wrapped__  # type: ignore[attr-defined]  # inspect must not take it for a coroutine function
+    del call.__wrapped__  # inspect must not take it for a coroutine function
     call.__doc__ = f"Blocking form of :func:`{twin.__name__}`.\n\n{twin.__doc__ or ''}"
     return call
 
 
 def blocking_method(twin: Callable[..., Coroutine[Any, Any, T]]) -> Callable[..., T]:
-    """Make the blocking method ``x`` from its async twin ``ax``; it runs on ``self.loop`` if there is one.
+    """Make the blocking method ``x`` from its async twin ``ax``; it runs on ``self.loop``, if any.
 
     Raises (the made method):
         BlockingCallError: called on a running event loop; the message names the twin.
@@ -230,7 +239,7 @@ def blocking_method(twin: Callable[..., Coroutine[Any, Any, T]]) -> Callable[...
         return run_on(loop, twin(self, *args, **kwargs))
 
     call.__name__ = name
-    del call.__wrapped__  # type: ignore[attr-defined]  # as in blocking()
+    del call.__wrapped__  # as in blocking()
     call.__doc__ = f"Blocking form of :meth:`{twin.__name__}`.\n\n{twin.__doc__ or ''}"
     return call
 

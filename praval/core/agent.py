@@ -171,7 +171,7 @@ def checked_name(name: str) -> str:
     """
     if not isinstance(name, str) or not name.strip():
         raise AgentError(f"An agent's name must be a string that is not empty, not {name!r}.")
-    if len(name.encode("utf-8", "replace")) > 128:  # noqa: PLR2004
+    if len(name.encode("utf-8", "replace")) > 128:
         raise AgentError(f"The agent name {name[:20]!r}... is longer than 128 bytes.")
     if name == "praval" or name.startswith(("praval.", "@")):
         raise AgentError(f"The agent name {name!r} is reserved: choose one without that start.")
@@ -202,7 +202,7 @@ def checked_handler(name: str, handler: Handler) -> Handler:
     return handler
 
 
-def checked_options(  # noqa: PLR0913 - these are the arguments of @agent
+def checked_options(
     name: str,
     *,
     responds_to: str | Iterable[str] | None,
@@ -233,7 +233,7 @@ def checked_options(  # noqa: PLR0913 - these are the arguments of @agent
     if channel is not None and (not isinstance(channel, str) or not channel):
         raise refuse(f"channel must be a string that is not empty, not {channel!r}")
     if not isinstance(concurrent, int) or (concurrent is not False and concurrent < 1):
-        raise refuse(f"concurrent must be True, False or a number of at least 1, not {concurrent!r}")
+        raise refuse(f"concurrent must be True, False or a number above 0, not {concurrent!r}")
     if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
         raise refuse(f"retries must be a whole number of at least 0, not {retries!r}")
     if not _is_number(backoff) or backoff < 0:
@@ -284,9 +284,7 @@ def as_definition(candidate: object) -> AgentDefinition:
 
 
 def _is_number(value: object) -> bool:
-    return (
-        isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    )
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 async def call_hook(hook: Callable[..., Any], reef: Reef) -> None:
@@ -300,5 +298,3 @@ async def call_hook(hook: Callable[..., Any], reef: Reef) -> None:
     value = await in_thread(hook, *args)
     if isinstance(value, Awaitable):
         await value
-
-

@@ -149,4 +149,3 @@ def _refuse_strange_thread(what: str) -> None:
             f"{what} was called in a thread that belongs to no handler, and this process has no "
             "default Reef. Start one with start_agents(...), or use a Reef of your own."
         )
-

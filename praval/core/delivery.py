@@ -10,7 +10,7 @@ import asyncio
 import enum
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -84,22 +84,21 @@ def copier(raw: bytes) -> Callable[[], dict[str, Any]]:
     """Decode knowledge once; return a maker of copies, for the many receivers of a broadcast."""
     return _copier(decode_knowledge(raw))
 
-Container = TypeVar("Container", dict[str, Any], list[Any])
 
-
-def _copier(template: Container) -> Callable[[], Container]:
+def _copier(template: Any) -> Callable[[], Any]:
     """Return a maker of deep copies of some decoded JSON; it knows where the containers are."""
     slots: Iterable[tuple[Any, Any]]
     slots = template.items() if isinstance(template, dict) else enumerate(template)
     inner = [(slot, _copier(item)) for slot, item in slots if isinstance(item, (dict, list))]
     if not inner:
-        return template.copy
+        make: Callable[[], Any] = template.copy
+        return make
 
-    def copy() -> Container:
-        fresh: Any = template.copy()
+    def copy() -> Any:
+        fresh = template.copy()
         for slot, copy_item in inner:
             fresh[slot] = copy_item()
-        return fresh  # type: ignore[no-any-return]
+        return fresh
 
     return copy
 

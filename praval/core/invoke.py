@@ -43,10 +43,10 @@ def build_invoke(
     """
     arguments = injection(agent, reef)
     invoke = _caller(agent, arguments, threads)
-    if agent.options.timeout is not None:
-        invoke = _in_time(agent.options.timeout, reef.loop, invoke)
     for interceptor in reversed(interceptors):
         invoke = _around(interceptor, agent, invoke)
+    if agent.options.timeout is not None:
+        invoke = _in_time(agent.options.timeout, reef.loop, invoke)
     if agent.options.condition is not None:
         invoke = _conditional(agent.options.condition, invoke)
     return invoke

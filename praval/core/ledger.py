@@ -11,10 +11,10 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from praval.core.delivery import DeadLetter, Failure, Outcome, Posted, Reason, Tally
-from praval.core.spore import wire_bytes
+from praval.core.spore import Spore, decode_knowledge, read_wire, wire_bytes
 
 if TYPE_CHECKING:
     from praval.core.journal import Journal
@@ -25,15 +25,17 @@ log = logging.getLogger("praval.ledger")
 BURIED = (Outcome.FAILED, Outcome.EXPIRED)
 """Outcomes that leave a dead letter."""
 
-LossListener = Callable[[Posted, "AgentRunner | None", Outcome, Reason, "BaseException | None"], None]
+LossListener: TypeAlias = (
+    "Callable[[Posted, AgentRunner | None, Outcome, Reason, BaseException | None], None]"
+)
 
 
 class Ledger(Tally):
     """Counts, dead letters and quiescence of one Reef; used on its loop only."""
 
     __slots__ = (
-        "_broken", "_dead_rows", "_idle", "clock", "dead_letters", "in_transit", "journal", "listeners",
-        "loop",
+        "_broken", "_dead_rows", "_idle", "clock", "dead_letters", "in_transit", "journal",
+        "listeners", "loop",
     )  # fmt: skip
 
     def __init__(
@@ -193,12 +195,23 @@ class Ledger(Tally):
 
     # -- dead letters --------------------------------------------------------------------
 
-    def restore(self, letter: DeadLetter, row: int) -> None:
-        """Take a dead letter over from the journal."""
-        future: asyncio.Future[int] = self.loop.create_future()
-        future.set_result(row)
-        self._dead_rows[letter.id] = future
-        self.dead_letters.append(letter)
+    async def restore(self, journal: Journal) -> None:
+        """Take the dead letters over from the journal."""
+        for entry in await journal.dead(self.dead_letters.maxlen or 0):
+            row: asyncio.Future[int] = self.loop.create_future()
+            row.set_result(entry.id)
+            header, raw, _ = read_wire(entry.body, len(entry.body))
+            letter = DeadLetter(
+                id=f"{entry.spore_id}:{entry.agent}",
+                spore=Spore(header, decode_knowledge(raw), entry.attempts),
+                agent=entry.agent,
+                reason=Reason(entry.reason),
+                error=entry.error,
+                attempts=entry.attempts,
+                at=entry.at,
+            )
+            self._dead_rows[letter.id] = row
+            self.dead_letters.append(letter)
 
     def find_dead(self, letter_id: str) -> DeadLetter | None:
         """Return a dead letter by its id."""

@@ -16,10 +16,21 @@ from collections import deque
 from collections.abc import Callable, Iterator
 
 from praval.core.delivery import Posted
-from praval.core.spore import DEFAULT_PRIORITY
+from praval.core.spore import DEFAULT_PRIORITY, Header
 
 AGING = 100
 """Arrivals that one level of priority is worth."""
+
+
+class _Lane:
+    """The spores of one key: which of them holds it, and those that wait for their turn."""
+
+    __slots__ = ("holder", "waiting")
+
+    def __init__(self, holder: Header) -> None:
+        self.holder = holder
+        """Its header, which a retry of it shares."""
+        self.waiting: deque[Posted] = deque()
 
 
 class Mailbox:
@@ -30,18 +41,21 @@ class Mailbox:
     wait for room.
     """
 
-    __slots__ = ("_heap", "_lanes", "_parked", "_publishers", "_sequence", "capacity", "crowded",
-                 "fifo", "low_mark", "special")  # fmt: skip
+    __slots__ = (
+        "_heap", "_lanes", "_parked", "_publishers", "_sequence", "capacity", "closed", "crowded",
+        "fifo", "low_mark", "special",
+    )  # fmt: skip
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.fifo: deque[Posted] = deque()
         self.special = False
         self.crowded = False
+        self.closed = False
         self.low_mark = capacity // 2
         """Size at which waiting publishers are woken, all that then find room together."""
         self._heap: list[tuple[int, int, Posted]] = []
-        self._lanes: dict[str, deque[Posted]] = {}
+        self._lanes: dict[str, _Lane] = {}
         self._parked = 0
         self._sequence = 0
         self._publishers: deque[asyncio.Future[None]] = deque()
@@ -51,6 +65,11 @@ class Mailbox:
         """Spores that wait, in lanes too."""
         return len(self.fifo) + len(self._heap) + self._parked
 
+    @property
+    def ready(self) -> int:
+        """Spores that may start now: all but those that wait for another of their key."""
+        return len(self.fifo) + len(self._heap)
+
     def put(self, posted: Posted) -> None:
         """Add a spore, whatever the capacity: whether there is room is the caller's question."""
         key = posted.header.key
@@ -58,10 +77,10 @@ class Mailbox:
             self.special = True
             lane = self._lanes.get(key)
             if lane is not None:
-                lane.append(posted)
+                lane.waiting.append(posted)
                 self._parked += 1
                 return
-            self._lanes[key] = deque()
+            self._lanes[key] = _Lane(posted.header)
         self._enqueue(posted)
 
     def put_back(self, posted: Posted) -> None:
@@ -76,19 +95,27 @@ class Mailbox:
             posted = self.fifo.popleft()
         else:
             return None
-        self.special = bool(self._heap or self._lanes)
+        self.special = bool(self._heap or self._lanes or self.closed)
         if self.crowded and self.size <= self.low_mark:
             self.admit()
         return posted
 
-    def finished(self, key: str) -> None:
-        """A popped spore with this key is settled: the next of its lane may start."""
+    def finished(self, key: str, header: Header) -> bool:
+        """A spore with this key is settled; return whether the next of its lane may start now.
+
+        One that never held the key, because it was refused, frees nobody.
+        """
         lane = self._lanes.get(key)
-        if lane:
-            self._parked -= 1
-            self._enqueue(lane.popleft())
-        elif lane is not None:
+        if lane is None or lane.holder is not header:
+            return False
+        if not lane.waiting:
             del self._lanes[key]
+            return False
+        self._parked -= 1
+        following = lane.waiting.popleft()
+        lane.holder = following.header
+        self._enqueue(following)
+        return True
 
     def discard(self, unwanted: Callable[[Posted], bool]) -> list[Posted]:
         """Remove and return all that wait and are unwanted, in order of starting.
@@ -103,12 +130,12 @@ class Mailbox:
             self.fifo.extend(kept)
             self._heap = [entry for entry in self._heap if id(entry[2]) not in gone]
             heapq.heapify(self._heap)
-        for key, lane in self._lanes.items():
-            parked = [posted for posted in lane if unwanted(posted)]
+        for lane in self._lanes.values():
+            parked = [posted for posted in lane.waiting if unwanted(posted)]
             removed += parked
             self._parked -= len(parked)
-            self._lanes[key] = deque(posted for posted in lane if not unwanted(posted))
-        self.special = bool(self._heap or self._lanes)
+            lane.waiting = deque(posted for posted in lane.waiting if not unwanted(posted))
+        self.special = bool(self._heap or self._lanes or self.closed)
         if self.crowded and self.size <= self.low_mark:
             self.admit()
         return removed
@@ -136,7 +163,8 @@ class Mailbox:
             raise
 
     def close(self) -> None:
-        """Wake every waiting publisher; they find the agent gone."""
+        """Wake every waiting publisher; they find the agent gone. Nobody passes by put()."""
+        self.closed = self.special = True
         self._wake(len(self._publishers))
 
     def admit(self) -> None:

@@ -23,8 +23,8 @@ from praval.core.spore import (
     SporeType,
     decode_knowledge,
     encode_knowledge,
-    raw_encode,
     new_id,
+    raw_encode,
     spore_type_of,
     wire_bytes,
 )
@@ -77,7 +77,7 @@ class Publisher:
 
     # -- composing -----------------------------------------------------------------------
 
-    def compose(
+    def compose(  # noqa: PLR0917 - by position, because it is on the hot path
         self,
         data: Mapping[str, Any],
         channel: str,
@@ -261,12 +261,12 @@ class Publisher:
                 runner.lose(None, oldest, Outcome.REJECTED, Reason.DROPPED_OLDEST)
             return True
         await mailbox.wait_for_room()
-        while mailbox.size >= mailbox.capacity and not runner.removed:
+        while mailbox.size >= mailbox.capacity and runner.gone is None:
             await mailbox.wait_for_room()
-        if runner.removed:
-            receipt.error = ReefClosedError(f"Agent {runner.name!r} was removed meanwhile.")
-            runner.lose(None, posted, Outcome.CANCELLED, Reason.AGENT_REMOVED)
-            return False
+        if runner.gone is not None:
+            receipt.error = ReefClosedError(
+                f"Agent {runner.name!r} takes nothing any more: {runner.gone.value}."
+            )
         return True
 
     # -- from inside a handler -----------------------------------------------------------
@@ -343,7 +343,9 @@ class Publisher:
 
     def redeliver(self, posted: Posted, runner: AgentRunner) -> None:
         """Deliver an accepted spore to one agent again, as an at-least-once transport does."""
-        again = msgspec.structs.replace(posted, attempt=posted.attempt + 1)
+        # a header of its own: it has to wait for its key like any other
+        header = msgspec.structs.replace(posted.header)
+        again = msgspec.structs.replace(posted, header=header, attempt=posted.attempt + 1)
         self._ledger.accept(again, 1)
         self._hand_over_softly(again, (runner,), Receipt(again.header.id, 1))
 

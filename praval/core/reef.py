@@ -13,21 +13,21 @@ It is put together from small parts: :class:`~praval.core.routing.Routes` (who h
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import logging
 import os
-import threading
 import time
 import warnings
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
-from praval.core.agent import Agent, AgentDefinition, as_definition, call_hook
+from praval.core import losses
+from praval.core.agent import Agent
 from praval.core.context import current_worker, open_handling
-from praval.core.delivery import DeadLetter, LedgerSnapshot, Outcome, Posted, Reason, Receipt
+from praval.core.crew import DONE, Crew
+from praval.core.delivery import DeadLetter, LedgerSnapshot, Receipt
 from praval.core.interceptor import Interceptor
 from praval.core.ledger import Ledger
 from praval.core.publisher import Publisher
@@ -39,7 +39,6 @@ from praval.core.spore import DEFAULT_PRIORITY, Spore, SporeType
 from praval.core.threads import WorkerThreads
 from praval.errors import (
     ConfigurationError,
-    DuplicateAgentError,
     FeatureUnavailableError,
     IdleTimeoutError,
     ReefClosedError,
@@ -55,9 +54,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("praval.reef")
 T = TypeVar("T")
 State = Literal["new", "running", "closing", "closed"]
-
-CANCEL_GRACE = 5.0
-"""Seconds that a cancelled handler may take to clean up before the Reef closes without it."""
 
 
 class Reef:
@@ -85,6 +81,8 @@ class Reef:
         DuplicateAgentError, HandlerSignatureError, ConfigurationError: see :meth:`add`.
     """
 
+    _state: State = "new"  # for __del__, also when __init__ has raised
+
     def __init__(
         self,
         *agents: Agent,
@@ -106,14 +104,13 @@ class Reef:
         self.clock: Callable[[], float] = time.time
         self.journal: Journal | None = None
         self._journal_path = _journal_path(journal, namespace, self.settings)
-        self._waiting: dict[str, tuple[AgentDefinition, str]] = {}
-        self._state: State = "new"
         self._failure: BaseException | None = None
         self._stop = asyncio.Event()
         self.entered_by: asyncio.Task[Any] | None = None
         self._housekeeping: asyncio.Task[None] | None = None
         self._thread = 0
         self._routes = Routes()
+        self._crew = Crew(self, self._routes)
         for candidate in agents:
             self.add(candidate)
 
@@ -130,27 +127,33 @@ class Reef:
         if self._state != "new":
             raise ReefError("A Reef can be entered once: make a new one.")
         self.loop = asyncio.get_running_loop()
-        self._thread = threading.get_ident()
+        self._thread = get_ident()
         self.entered_by = asyncio.current_task()
         self.threads = WorkerThreads(self.settings.max_threads, self.loop)
         self._context = contextvars.copy_context()
         self._context.run(self._mark_context)
         limits = self.settings.reef_config
         self.journal = await self._open_journal()
-        self._ledger = Ledger(self.loop, self.clock, self.journal, limits.dead_letters)
+        self.books = Ledger(self.loop, self.clock, self.journal, limits.dead_letters)
         self.publisher = Publisher(
-            self._routes, self._ledger, self.settings, self.interceptors, self.clock
+            self._routes, self.books, self.settings, self.interceptors, self.clock
         )
-        self.requests = Requests(self._ledger, self.publisher)
-        self._ledger.listeners += [self._tell_asker, self._tell_session, self._tell_agents]
+        self.requests = Requests(self.books, self.publisher)
+        self.books.listeners += losses.listeners(self)
         self._state = "running"
         try:
-            await self._start_all()
+            await self._start()
         except BaseException:
             await self.aclose(drain=False)
             raise
         get_registry().joined(self)
         return self
+
+    async def _start(self) -> None:
+        if self.journal is not None:
+            await self.books.restore(self.journal)
+            self._housekeeping = self.loop.create_task(self._keep_house(self.journal))
+        await self._crew.start()
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         await self.aclose(drain=error is None)
@@ -171,7 +174,7 @@ class Reef:
             self._state = "closed"
         if self._state in ("closing", "closed"):
             return
-        if threading.get_ident() != self._thread:
+        if get_ident() != self._thread:
             return await hop(self.loop, self.aclose(drain=drain))
         worker = open_handling()
         if worker is not None and worker.runner.reef is self:
@@ -185,32 +188,25 @@ class Reef:
 
     def hurry(self) -> None:
         """End the draining of a closing Reef at once."""
-        self._ledger.fail_waiters(TimeoutError("told to hurry"))
+        self.books.fail_waiters(TimeoutError("told to hurry"))
 
     async def _drain(self, seconds: float) -> None:
         try:
             async with asyncio.timeout(seconds):
-                await self._ledger.wait_idle()
+                await self.books.wait_idle()
         except TimeoutError:
             log.warning("%d deliveries were not done %s s after closing", self.pending, seconds)
 
     async def _shut_down(self) -> None:
-        runners = list(self._routes.runners.values())
         if self._housekeeping is not None:
             self._housekeeping.cancel()
         self.requests.close(ReefClosedError("The Reef was closed before the reply came."))
-        for runner in runners:
-            runner.abandon(Reason.CLOSED)
-        await asyncio.gather(*(runner.cancel_workers(CANCEL_GRACE) for runner in runners))
-        for runner in runners:
-            runner.abandon(Reason.CLOSED)
-        for runner in runners:
-            await self._run_hooks(runner.agent.stop_hooks)
+        await self._crew.stop()
         self.threads.close()
         if self.journal is not None:
             await self.journal.aclose()
         self._state = "closed"
-        self._ledger.fail_waiters(ReefClosedError("The Reef was closed."))
+        self.books.fail_waiters(ReefClosedError("The Reef was closed."))
 
     async def serve(self) -> None:
         """Run until SIGTERM, SIGINT or :meth:`stop`, then close (see :meth:`aclose`).
@@ -223,7 +219,7 @@ class Reef:
 
     def stop(self) -> None:
         """Ask :meth:`serve` to close the Reef; may be called from a handler or any thread."""
-        if threading.get_ident() == self._thread:
+        if get_ident() == self._thread:
             self._stop.set()
         else:
             self.loop.call_soon_threadsafe(self._stop.set)
@@ -248,30 +244,12 @@ class Reef:
             DuplicateAgentError: another agent has this name.
             HandlerSignatureError: not an agent, or a parameter nobody provides.
         """
-        agent = as_definition(candidate)
-        present = self._routes.runners.get(agent.name)
-        known = present.agent if present else self._waiting.get(agent.name, (None,))[0]
-        if known is not None and known is not agent and not known.same_source(agent):
-            raise DuplicateAgentError(
-                f"This Reef has an agent {agent.name!r} already, made by "
-                f"{'.'.join(known.origin)}. Choose another name, or remove the other first."
-            )
-        if self._state == "new":
-            self._waiting[agent.name] = (agent, main)
-            return _Done()
-        self._must_run()
-        if threading.get_ident() != self._thread:
-            run_on(self.loop, _async(lambda: self.add(candidate, main=main)))
-            return _Done()
-        if present is not None:
-            self._routes.remove(present)
-            present.main = main
-            present.bind(agent)
-            self._routes.add(present)
-            return _Done()
-        runner = AgentRunner(agent, self, self._ledger, main)
-        self._routes.add(runner)
-        return asyncio.ensure_future(self._started(runner))
+        if self._state != "new":
+            self._must_run()
+            if get_ident() != self._thread:
+                run_on(self.loop, _call(lambda: self._crew.add(candidate, main)))
+                return DONE
+        return self._crew.add(candidate, main)
 
     async def remove(self, name: str) -> None:
         """Remove an agent: what waits for it is cancelled, what it is handling may finish.
@@ -279,42 +257,9 @@ class Reef:
         Raises:
             UnknownAgentError: there is none of this name.
         """
-        if threading.get_ident() != self._thread:
+        if get_ident() != self._thread:
             return await hop(self.loop, self.remove(name))
-        runner = self._routes.runners.get(name)
-        if runner is None:
-            raise self.publisher.unknown_agent(name)
-        self._routes.remove(runner)
-        runner.removed = True
-        runner.abandon(Reason.AGENT_REMOVED)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self.settings.reef_config.drain_timeout):
-                await runner.finish_running()
-        await runner.cancel_workers(CANCEL_GRACE)
-        self._ledger.absorb(runner)
-        await self._run_hooks(runner.agent.stop_hooks)
-
-    async def _start_all(self) -> None:
-        waiting, self._waiting = self._waiting, {}
-        runners = [
-            AgentRunner(agent, self, self._ledger, main) for agent, main in waiting.values()
-        ]
-        for runner in runners:
-            self._routes.add(runner)
-        for runner in runners:
-            await self._started(runner)
-        if self.journal is not None:
-            self._housekeeping = self.loop.create_task(self._keep_house(self.journal))
-
-    async def _started(self, runner: AgentRunner) -> None:
-        await self._run_hooks(runner.agent.start_hooks)
-        if self.journal is not None:
-            await runner.recover(self.journal)
-
-    async def _run_hooks(self, hooks: Sequence[Callable[..., Any]]) -> None:
-        for hook in hooks:
-            task = self.loop.create_task(call_hook(hook, self), context=self.fresh_context())
-            await task
+        await self._crew.remove(name)
 
     # -- publishing ----------------------------------------------------------------------
 
@@ -363,10 +308,7 @@ class Reef:
         if self._state != "running" or self._failure is not None:
             self._must_run()
         publisher, explicit = self.publisher, target_agent is not None
-        if "target_agent" in data and not explicit:
-            to_agent = _addressee(data)
-        else:
-            to_agent = target_agent
+        to_agent = target_agent if explicit or "target_agent" not in data else _addressee(data)
         posted = publisher.compose(
             data, channel or "main", to_agent, SporeType.KNOWLEDGE, priority, ttl, key, headers
         )
@@ -386,7 +328,7 @@ class Reef:
 
         With a journal, an id that was accepted before is counted as a duplicate, not handled.
         """
-        if threading.get_ident() != self._thread:
+        if get_ident() != self._thread:
             self._must_run()
             return await hop(self.loop, self.publish(spore))
         self._must_run()
@@ -413,7 +355,7 @@ class Reef:
             UnknownAgentError: there is no such agent.
             RequestTimeoutError, RequestFailedError, RequestCycleError: there is no reply.
         """
-        if threading.get_ident() != self._thread:
+        if get_ident() != self._thread:
             self._must_run()
             return await hop(self.loop, self.request(to, data, timeout, **options))
         self._must_run()
@@ -474,11 +416,11 @@ class Reef:
             IdleTimeoutError: work was left after ``timeout`` seconds.
             ReefError: the Reef broke down or was closed meanwhile.
         """
-        if threading.get_ident() != self._thread:
+        if get_ident() != self._thread:
             return await hop(self.loop, self.wait_idle(timeout))
         try:
             async with asyncio.timeout(timeout):
-                await self._ledger.wait_idle()
+                await self.books.wait_idle()
         except TimeoutError:
             raise IdleTimeoutError(
                 f"{self.pending} deliveries were still pending after {timeout} s; see "
@@ -489,7 +431,7 @@ class Reef:
     def pending(self) -> int:
         """Deliveries that wait, are being handled, or will be retried, counted where they are."""
         at_work = sum(runner.pending for runner in self._routes.runners.values())
-        return at_work + self._ledger.in_transit
+        return at_work + self.books.in_transit
 
     @property
     def running(self) -> bool:
@@ -498,13 +440,13 @@ class Reef:
 
     def ledger(self) -> LedgerSnapshot:
         """Return what became of all deliveries so far."""
-        parts = [self._ledger.counts, *(r.counts for r in self._routes.runners.values())]
+        parts = [self.books.counts, *(r.counts for r in self._routes.runners.values())]
         counts = [sum(column) for column in zip(*parts, strict=True)]
-        return self._ledger.snapshot(self.pending, counts)
+        return self.books.snapshot(self.pending, counts)
 
     def dead_letters(self) -> list[DeadLetter]:
         """Return the dead letters, oldest first (without a journal: the last 1,000)."""
-        return list(self._ledger.dead_letters)
+        return list(self.books.dead_letters)
 
     async def replay(self, letter_id: str) -> Receipt:
         """Publish a dead letter again, to the same agent, under a new id.
@@ -514,10 +456,10 @@ class Reef:
         Raises:
             UnknownAgentError: no such letter, or its agent is gone.
         """
-        if threading.get_ident() != self._thread:
+        if get_ident() != self._thread:
             return await hop(self.loop, self.replay(letter_id))
         self._must_run()
-        letter = self._ledger.find_dead(letter_id)
+        letter = self.books.find_dead(letter_id)
         if letter is None:
             raise UnknownAgentError(f"No dead letter {letter_id!r}; see reef.dead_letters().")
         header = letter.spore.header
@@ -531,7 +473,7 @@ class Reef:
             sender=header.from_agent,
         )
         receipt = await self.publisher.publish(posted, explicit=True)
-        await self._ledger.forget_dead(letter)
+        await self.books.forget_dead(letter)
         return receipt
 
     def get_statistics(self) -> dict[str, Any]:
@@ -562,8 +504,8 @@ class Reef:
 
     def clear_channel(self, channel: str) -> int:
         """Cancel what waits and came on this channel; return how many deliveries that were."""
-        if threading.get_ident() != self._thread:
-            return run_on(self.loop, _async(lambda: self.clear_channel(channel)))
+        if get_ident() != self._thread:
+            return run_on(self.loop, _call(lambda: self.clear_channel(channel)))
         return sum(runner.clear(channel) for runner in list(self._routes.runners.values()))
 
     async def abroadcast_to_channel(self, channel: str, data: Mapping[str, Any]) -> Receipt:
@@ -595,7 +537,12 @@ class Reef:
         if self._failure is None and self._state == "running":
             log.critical("the Reef cannot go on: %r", error, exc_info=error)
             self._failure = error
-            self._ledger.fail_waiters(ReefError(f"The Reef broke down: {error!r}."))
+            self.books.fail_waiters(ReefError(f"The Reef broke down: {error!r}."))
+
+    def stop_tree(self, root: str, *, interrupt: bool = True) -> None:
+        """Give up what belongs to one causal tree: what waits, and on request what runs."""
+        for runner in list(self._routes.runners.values()):
+            runner.stop_tree(root, interrupt=interrupt)
 
     def _mark_context(self) -> None:
         current_worker.set(None)
@@ -610,61 +557,6 @@ class Reef:
         if self._state != "running" and not (self._state == "closing" and open_handling()):
             how = {"new": "was not entered yet: use `async with Reef(...) as reef:`"}
             raise ReefClosedError(f"The Reef {how.get(self._state, f'is {self._state}')}.")
-
-    def _tell_asker(
-        self,
-        posted: Posted,
-        runner: AgentRunner | None,
-        outcome: Outcome,
-        reason: Reason,
-        error: BaseException | None,
-    ) -> None:
-        if posted.header.spore_type is SporeType.REQUEST and runner is not None:
-            self.requests.lost(posted, runner.name, reason, error)
-
-    def _tell_session(
-        self,
-        posted: Posted,
-        runner: AgentRunner | None,
-        outcome: Outcome,
-        reason: Reason,
-        error: BaseException | None,
-    ) -> None:
-        """End the session of a failed agent with ``on_error="raise"``."""
-        watch = posted.tree.watch if posted.tree is not None else None
-        if watch is None or runner is None or outcome is not Outcome.FAILED:
-            return
-        if runner.agent.options.on_error == "raise" and watch.raised is None:
-            watch.raised = error
-            watch.stopped = True
-            self.loop.call_soon(self.stop_tree, posted.header.root or posted.header.id)
-
-    def stop_tree(self, root: str, *, interrupt: bool = True) -> None:
-        """Give up what belongs to one causal tree: what waits, and on request what runs."""
-        for runner in list(self._routes.runners.values()):
-            runner.stop_tree(root, interrupt=interrupt)
-
-    def _tell_agents(
-        self,
-        posted: Posted,
-        runner: AgentRunner | None,
-        outcome: Outcome,
-        reason: Reason,
-        error: BaseException | None,
-    ) -> None:
-        """Report a failed handler as ``agent_error`` to the agents that name that type."""
-        if outcome is not Outcome.FAILED or runner is None or posted.header.type == "agent_error":
-            return
-        self.publisher.report(
-            "agent_error",
-            {
-                "agent_name": runner.name,
-                "error": str(error),
-                "attempts": posted.attempt,
-                "spore_data": posted.open().knowledge,
-            },
-            posted,
-        )
 
     async def _open_journal(self) -> Journal | None:
         if self._journal_path is None:
@@ -712,13 +604,5 @@ def _journal_path(
     return Path(journal) if journal else None
 
 
-class _Done:
-    """An awaitable that is finished."""
-
-    def __await__(self) -> Generator[Any, None, None]:
-        return
-        yield
-
-
-async def _async(function: Callable[[], T]) -> T:
+async def _call(function: Callable[[], T]) -> T:
     return function()

@@ -136,7 +136,7 @@ def register_agent(agent: Any, name: str | None = None) -> Agent:
         HandlerSignatureError: neither an agent nor a function with a ``spore`` parameter.
     """
     if not isinstance(agent, Agent):
-        label = name or getattr(agent, "__name__", "")
+        label = name or str(getattr(agent, "__name__", ""))
         agent = AgentDefinition(label, agent) if callable(agent) else as_definition(agent)
     get_registry().add(agent, name)
     registered: Agent = agent

@@ -94,10 +94,12 @@ class AgentRunner:
         self.main = main
         self.mailbox = Mailbox(reef.settings.reef_config.channel_capacity)
         self.counts = [0] * len(Outcome)
-        self.workers: set[Worker] = set()
+        self.workers: dict[Worker, None] = {}
+        """In order of starting, so that whatever is done to all of them has an order."""
         self.delayed: dict[Posted, asyncio.TimerHandle] = {}
         self.last_seen: float | None = None
-        self.removed = False
+        self.gone: Reason | None = None
+        """Why this agent takes nothing any more: it was removed, or the Reef closed."""
         self.asleep = True
         """Whether a spore put into the mailbox needs :meth:`stir` to be noticed."""
         self._idle: list[asyncio.Future[None]] = []
@@ -139,8 +141,13 @@ class AgentRunner:
 
     def put(self, posted: Posted) -> None:
         """Accept a delivery that has been counted."""
-        self.mailbox.put(posted)
-        self.stir()
+        if self.gone is None:
+            self.mailbox.put(posted)
+            self.stir()
+        elif self._stays(self.gone):
+            self.mailbox.put(posted)
+        else:
+            self.lose(None, posted, Outcome.CANCELLED, self.gone)
 
     def stir(self) -> None:
         """See to it that somebody takes what was put into the mailbox."""
@@ -154,7 +161,7 @@ class AgentRunner:
 
     def _start_worker(self) -> None:
         worker = Worker(self)
-        self.workers.add(worker)
+        self.workers[worker] = None
         worker.task = self.reef.loop.create_task(
             self._work(worker), name=f"praval:{self.name}", context=self.reef.fresh_context()
         )
@@ -177,17 +184,17 @@ class AgentRunner:
         This runs between two steps of the loop, so a worker inside its handler is suspended there.
         """
         self._probing = False
-        if not self.mailbox.size or len(self.workers) >= self.limit:
+        if not self.mailbox.ready or len(self.workers) >= self.limit:
             return
         if any(worker.posted is None for worker in self.workers):
             return  # it will take the next one, and look again then
-        wanted = min(len(self.workers), self.mailbox.size, self.limit - len(self.workers))
+        wanted = min(len(self.workers), self.mailbox.ready, self.limit - len(self.workers))
         for _ in range(int(wanted)):
             self._start_worker()
 
     # -- working -------------------------------------------------------------------------
 
-    async def _work(self, worker: Worker) -> None:
+    async def _work(self, worker: Worker) -> None:  # noqa: PLR0912, PLR0915 - see below
         """Take spores and handle them, one after the other. The hot path: every line counts."""
         current_worker.set(worker)
         mailbox, clock, counts, ledger = self.mailbox, self.reef.clock, self.counts, self.ledger
@@ -233,7 +240,7 @@ class AgentRunner:
                     if posted.tree is None and value is not FILTERED and not self._careful:
                         # what _settle does, for a delivery that nobody follows
                         if header.key is not None:
-                            mailbox.finished(header.key)
+                            mailbox.finished(header.key, header)
                         worker.posted = None
                         counts[_HANDLED] += 1
                         ledger.pending -= 1
@@ -245,7 +252,7 @@ class AgentRunner:
                         self._settle(worker, posted, Outcome.HANDLED)
                 await asyncio.sleep(0)
         finally:
-            self.workers.discard(worker)
+            self.workers.pop(worker, None)
             self.asleep = True
 
     async def _rest(self) -> bool:
@@ -254,9 +261,9 @@ class AgentRunner:
         if self._settling is not None:
             settling, self._settling = self._settling, None
             await settling
-        if self.mailbox.fifo or self.mailbox.size:
+        if self.mailbox.ready:
             return True
-        if len(self._idle) >= KEPT_IDLE:
+        if self.gone or len(self._idle) >= KEPT_IDLE:
             return False
         future: asyncio.Future[None] = self.reef.loop.create_future()
         self._idle.append(future)
@@ -339,11 +346,10 @@ class AgentRunner:
                 f"Agent {self.name!r} took longer than its timeout of {limit} s for spore "
                 f"{posted.header.id}. Raise timeout=, or make the handler faster."
             )
-        reason = (
-            Reason.HANDLER_TIMEOUT if isinstance(error, HandlerTimeoutError) else Reason.HANDLER_RAISED
-        )
+        late = isinstance(error, HandlerTimeoutError)
+        reason = Reason.HANDLER_TIMEOUT if late else Reason.HANDLER_RAISED
         fatal = not isinstance(error, Exception)
-        if posted.attempt <= self.agent.options.retries and not fatal:
+        if posted.attempt <= self.agent.options.retries and not fatal and not self.gone:
             self._retry(worker, posted, error)
             return
         self.lose(worker, posted, Outcome.FAILED, reason, error)
@@ -352,11 +358,11 @@ class AgentRunner:
 
     def _close_down(self, worker: Worker, posted: Posted) -> None:
         """The Reef closes under a running handler: with a journal, the delivery stays there."""
-        if self.reef.journal is None:
-            self.lose(worker, posted, Outcome.CANCELLED, Reason.CLOSED)
-        else:
+        if self._stays(Reason.CLOSED):
             worker.posted = None
             self.mailbox.put_back(posted)
+        else:
+            self.lose(worker, posted, Outcome.CANCELLED, self.gone or Reason.CLOSED)
 
     def _retry(self, worker: Worker, posted: Posted, error: BaseException) -> None:
         log.warning(
@@ -393,8 +399,9 @@ class AgentRunner:
             if worker.waiting_for:
                 worker.waiting_for = set()  # requests of tasks that outlive their handler
             worker.posted = None
-        if posted.header.key is not None:
-            self.mailbox.finished(posted.header.key)
+        key = posted.header.key
+        if key is not None and self.mailbox.finished(key, posted.header) and worker is None:
+            self.stir()  # nobody is on the way to the next spore of this key
         self.counts[outcome] += 1
         settling = self.ledger.settle(posted, self, outcome, held)
         if settling is not None:
@@ -422,14 +429,19 @@ class AgentRunner:
         return len(cleared)
 
     def abandon(self, reason: Reason) -> None:
-        """Give up all that waits; with a journal it stays there instead, for the next start."""
+        """Take nothing more and give up what waits; with a journal it stays there instead."""
+        self.gone = reason
         self.mailbox.close()
         waiting = [*self.mailbox.discard(lambda _: True), *self._cancel_delayed(lambda _: True)]
         for posted in waiting:
-            if self.reef.journal is not None and reason is Reason.CLOSED:
+            if self._stays(reason):
                 self.mailbox.put_back(posted)
             else:
                 self.lose(None, posted, Outcome.CANCELLED, reason)
+
+    def _stays(self, reason: Reason) -> bool:
+        """Whether what cannot be handled now stays in the journal for the next start."""
+        return self.reef.journal is not None and reason is Reason.CLOSED
 
     def _cancel_delayed(self, mine: Any) -> list[Posted]:
         gone = [posted for posted in self.delayed if mine(posted)]
@@ -447,10 +459,13 @@ class AgentRunner:
             for task in stubborn:
                 log.error("%s did not end %s s after it was cancelled", task.get_name(), grace)
 
-    async def finish_running(self) -> None:
-        """Wait until nothing is being handled."""
-        while any(worker.posted or worker.gated for worker in self.workers):
-            await asyncio.sleep(0.01)
+    async def retire(self, seconds: float) -> None:
+        """Let the workers end after what they are handling; wait ``seconds`` at most."""
+        for future in self._idle:
+            future.set_result(None)
+        self._idle.clear()
+        if tasks := [worker.task for worker in self.workers]:
+            await asyncio.wait(tasks, timeout=seconds)
 
     async def recover(self, journal: Journal) -> None:
         """Take back from the journal what was accepted for this agent and never settled."""
@@ -475,4 +490,3 @@ def revive(entry: Entry) -> Posted:
     """Make a delivery of a journal entry; the attempt is the next one."""
     header, raw, _ = read_wire(entry.body, len(entry.body))
     return Posted(header, raw, attempt=entry.attempt + 1)
-

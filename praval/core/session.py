@@ -250,9 +250,7 @@ class AgentSession:
         self._reef = await Reef(*self._agents.values(), namespace=self.session_id).__aenter__()
         if initial_data is not None:
             self._run = asyncio.create_task(
-                run_tree(
-                    self._reef, initial_data, timeout=timeout, max_iterations=max_iterations
-                )
+                run_tree(self._reef, initial_data, timeout=timeout, max_iterations=max_iterations)
             )
 
     async def await_for_completion(self) -> SessionResult:

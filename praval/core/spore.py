@@ -253,8 +253,10 @@ class Spore(msgspec.Struct, frozen=True, eq=False):
 
     @property
     def data_references(self) -> list[str]:
-        """Storage URIs it carries: declared ones, and ``data_references`` and ``*_reference`` keys
-        of the knowledge (guide, "Automatic Data Reference Management").
+        """Storage URIs it carries: declared ones, and those the knowledge holds.
+
+        Keys looked at are ``data_references`` and ``*_reference`` (guide, "Automatic Data
+        Reference Management").
         """
         found = list(self.header.data_references)
         for name, value in self.knowledge.items():
@@ -339,9 +341,7 @@ def spore_type_of(knowledge: Mapping[str, Any]) -> str | None:
 def wire_bytes(header: Header, raw: bytes, attempt: int = 1) -> bytes:
     """Encode a spore whose knowledge is encoded already."""
     return _encoder.encode(
-        _Wire(
-            schema=SCHEMA_VERSION, header=header, knowledge=msgspec.Raw(raw), attempt=attempt
-        )
+        _Wire(schema=SCHEMA_VERSION, header=header, knowledge=msgspec.Raw(raw), attempt=attempt)
     )
 
 
@@ -386,7 +386,7 @@ def _not_finite(value: Any, path: str) -> str | None:
 
 def _culprit(value: Any, path: str = "knowledge", depth: int = 0) -> str:
     """Return the path of the innermost value that cannot be encoded."""
-    for item, where in _children(value, path) if depth < 20 else ():  # noqa: PLR2004
+    for item, where in _children(value, path) if depth < 20 else ():
         try:
             _encoder.encode(item)
         except (TypeError, ValueError, OverflowError, RecursionError, UnicodeError):

@@ -98,9 +98,9 @@ class TestReef(Reef):
                 self._leave_time()
             raise
 
-    async def _start_all(self) -> None:
-        self._ledger.listeners.append(self.record.lost)
-        await super()._start_all()
+    async def _start(self) -> None:
+        self.books.listeners.append(self.record.lost)
+        await super()._start()
 
     async def _open_journal(self) -> Journal | None:
         if self._timeline is None:
@@ -218,7 +218,7 @@ class TestReef(Reef):
         self._faults.duplicates[agent] += times
 
     def _check(self, agent: str, times: int) -> None:
-        known = [*self._waiting, *self.runners]
+        known = [*self._crew.names]
         if agent not in known:
             raise UnknownAgentError(
                 f"No agent {agent!r} in this Reef.{near(agent, known)} Known: "

@@ -679,11 +679,14 @@ class Fatal(BaseException):
 
 
 class Poison(str):
-    """A name that kills whoever looks it up."""
+    """A name that kills whoever looks it up, once the test has seen it taken and lets it."""
 
-    __slots__ = ()
+    taken = threading.Event()
+    act = threading.Event()
 
     def __hash__(self) -> int:
+        self.taken.set()
+        self.act.wait()
         raise Fatal("poison")
 
 
@@ -692,11 +695,10 @@ async def test_nobody_waits_for_a_dead_writer(path: Path, caplog: pytest.LogCapt
     complaints = Complaints()
     journal = await Journal.open(path)
     await journal.accept("safe", b"1", ["x"])
-    doomed = [
-        journal.accept(Poison("p"), b"", ["x"]),
-        asyncio.ensure_future(journal.counts()),
-        journal.accept("late", b"", ["x"]),
-    ]
+    doomed = [journal.accept(Poison("p"), b"", ["x"]), journal.accept("with it", b"", ["x"])]
+    await asyncio.to_thread(Poison.taken.wait)
+    doomed += [journal.accept("behind it", b"", ["x"]), asyncio.ensure_future(journal.counts())]
+    Poison.act.set()
     for future in doomed:
         with pytest.raises(JournalError, match=r"died \(Fatal: poison\)"):
             await future

@@ -115,11 +115,11 @@ async def test_what_a_provider_of_ones_own_raises_arrives_as_it_is() -> None:
 
     register_provider("plain", Failing())
     register_provider("async", FailingAsync())
-    with pytest.raises(MyError, match="^plain$"):
+    with pytest.raises(MyError, match=r"^plain$"):
         await achat("Hello", provider="plain")
-    with pytest.raises(MyError, match="^plain$"):
+    with pytest.raises(MyError, match=r"^plain$"):
         await asyncio.to_thread(chat, "Hello", provider="plain")
-    with pytest.raises(TimeoutError, match="^async$") as caught:
+    with pytest.raises(TimeoutError, match=r"^async$") as caught:
         await achat("Hello", provider="async")
     assert type(caught.value) is TimeoutError, "it is not taken for our own time-out"
 
@@ -160,9 +160,11 @@ class Stuck(BaseProvider):
     """Never answers; async, with a note of how it ended."""
 
     def __init__(self) -> None:
+        self.begun = asyncio.Event()
         self.ended = ""
 
     async def achat(self, messages: Any, model: str | None = None) -> str:
+        self.begun.set()
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
@@ -226,9 +228,7 @@ async def test_cancelling_a_call_cancels_the_provider() -> None:
     stuck = Stuck()
     register_provider("stuck", stuck)
     call = asyncio.create_task(achat("Hello", provider="stuck"))
-    while stuck._bound_loop is None:
-        await asyncio.sleep(0)
-    await asyncio.sleep(0)
+    await stuck.begun.wait()
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
@@ -409,7 +409,7 @@ async def test_a_key_for_a_provider_that_does_not_exist_yet_is_said_not_to_help(
 ) -> None:
     """Somebody who did set a key is told why that was not enough; the key is not repeated."""
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-secret-1")
-    with pytest.raises(NoModelError, match="ANTHROPIC_API_KEY is set, but.*not in this") as caught:
+    with pytest.raises(NoModelError, match=r"ANTHROPIC_API_KEY is set, but.*not in") as caught:
         await achat("Hello")
     assert "sk-secret-1" not in str(caught.value)
 
@@ -448,7 +448,7 @@ async def test_a_provider_of_the_guide_that_is_not_built_says_so() -> None:
 
 async def test_an_unknown_provider_suggests_the_near_name() -> None:
     """The error lists what there is."""
-    with pytest.raises(UnknownNameError, match='known: local, openai_compatible.*mean "local"'):
+    with pytest.raises(UnknownNameError, match=r'known: local, openai_compatible.*mean "local"'):
         await achat("Hello", provider="locl")
 
 

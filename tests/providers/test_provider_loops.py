@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from praval import achat, chat
+from praval import achat
 from praval.providers import BaseProvider, register_provider, registry
 
 
@@ -20,13 +20,17 @@ class Connected(BaseProvider):
         self.answered_on: list[asyncio.AbstractEventLoop] = []
         self.closed_on: list[asyncio.AbstractEventLoop] = []
         self.begun = threading.Event()
+        self.ended = threading.Event()
         self.ends = ends
 
     async def achat(self, messages: Any, model: str | None = None, **options: Any) -> str:
         self.answered_on.append(asyncio.get_running_loop())
         self.begun.set()
-        if not self.ends:
-            await asyncio.Event().wait()
+        try:
+            if not self.ends:
+                await asyncio.Event().wait()
+        finally:
+            self.ended.set()
         return "answer"
 
     async def aclose(self) -> None:
@@ -38,16 +42,20 @@ class LoopThread:
     """An event loop that runs in another thread until the end of the block."""
 
     def __enter__(self) -> LoopThread:
-        self.runner = asyncio.Runner()
-        self.loop = self.runner.get_loop()
-        self.thread = threading.Thread(target=self.loop.run_forever)
+        self.ready = threading.Event()
+        self.thread = threading.Thread(target=lambda: asyncio.run(self._main()))
         self.thread.start()
+        assert self.ready.wait(10)
         return self
 
+    async def _main(self) -> None:
+        self.loop, self.stop = asyncio.get_running_loop(), asyncio.Event()
+        self.ready.set()
+        await self.stop.wait()
+
     def __exit__(self, *_: object) -> None:
-        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.loop.call_soon_threadsafe(self.stop.set)
         self.thread.join()
-        self.runner.close()
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(10)
@@ -78,17 +86,12 @@ async def test_a_carried_call_can_be_cancelled() -> None:
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
-        left = other.run(_others())
+        assert await asyncio.to_thread(provider.ended.wait, 10)
     assert provider.answered_on == [other.loop]
-    assert not left
 
 
 async def _claim(provider: BaseProvider) -> None:
     assert await registry.claim(provider) is asyncio.get_running_loop()
-
-
-async def _others() -> set[asyncio.Task[Any]]:
-    return asyncio.all_tasks() - {asyncio.current_task()}  # type: ignore[arg-type]
 
 
 def test_each_loop_that_ends_closes_what_worked_on_it_once() -> None:

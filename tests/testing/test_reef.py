@@ -218,13 +218,18 @@ async def test_time_waits_for_the_journal(tmp_path: Path) -> None:
 
 async def test_the_journal_survives_into_the_next_reef(tmp_path: Path) -> None:
     """What was cancelled by closing is handled by the Reef that opens the file again."""
+
+    @agent("napper")
+    async def napper(spore: Spore) -> None:
+        await asyncio.sleep(3000)
+
     path = tmp_path / "journal.sqlite"
     with pytest.raises(RuntimeError, match="crash"):
-        async with TestReef(sleeper, journal=path) as reef:
-            await reef.broadcast({"type": "question"}, ttl=1e9)
+        async with TestReef(napper, journal=path) as reef:
+            await reef.broadcast({})
             await reef.advance(1)
             raise RuntimeError("crash")
-    async with TestReef(sleeper, journal=path) as reef:
+    async with TestReef(napper, journal=path) as reef:
         await reef.settle()
         assert [attempt.spore.attempt for attempt in reef.handled] == [2]
 

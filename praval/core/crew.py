@@ -1,0 +1,112 @@
+"""The crew: the agents at work in one Reef; how they come and go."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from praval.core.agent import Agent, AgentDefinition, as_definition, call_hook
+from praval.core.delivery import Reason
+from praval.core.routing import Routes
+from praval.core.runner import AgentRunner
+from praval.errors import DuplicateAgentError
+
+if TYPE_CHECKING:
+    from praval.core.reef import Reef
+
+CANCEL_GRACE = 5.0
+"""Seconds that a cancelled handler may take to clean up before the Reef goes on without it."""
+
+
+class _Done:
+    """An awaitable that is finished."""
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return
+        yield
+
+
+DONE = _Done()
+
+
+class Crew:
+    """Starts, replaces, removes and stops the runners of one Reef; used on its loop only."""
+
+    def __init__(self, reef: Reef, routes: Routes) -> None:
+        self._reef = reef
+        self._routes = routes
+        self._waiting: dict[str, tuple[AgentDefinition, str]] | None = {}
+        """Agents added before the Reef was entered; None: it was entered."""
+
+    def add(self, candidate: Agent, main: str) -> Awaitable[None]:
+        """Add an agent, or replace the same one; see ``Reef.add``."""
+        agent = as_definition(candidate)
+        present = self._routes.runners.get(agent.name)
+        waiting = (self._waiting or {}).get(agent.name)
+        known = present.agent if present else waiting[0] if waiting else None
+        if known is not None and known is not agent and not known.same_source(agent):
+            raise DuplicateAgentError(
+                f"This Reef has an agent {agent.name!r} already, made by "
+                f"{'.'.join(known.origin)}. Choose another name, or remove the other first."
+            )
+        if self._waiting is not None:
+            self._waiting[agent.name] = (agent, main)
+            return DONE
+        if present is not None:
+            present.bind(agent)  # first: a definition that cannot be used changes nothing
+            self._routes.remove(present)
+            present.main = main
+            self._routes.add(present)
+            return DONE
+        runner = AgentRunner(agent, self._reef, self._reef.books, main)
+        self._routes.add(runner)
+        return asyncio.ensure_future(self._welcome(runner))
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the agents, started or not."""
+        return [*(self._waiting or ()), *self._routes.runners]
+
+    async def start(self) -> None:
+        """Start the agents that were added so far."""
+        waiting, self._waiting = self._waiting or {}, None
+        runners = [
+            AgentRunner(agent, self._reef, self._reef.books, main)
+            for agent, main in waiting.values()
+        ]
+        for runner in runners:
+            self._routes.add(runner)
+        for runner in runners:
+            await self._welcome(runner)
+
+    async def _welcome(self, runner: AgentRunner) -> None:
+        await self._run_hooks(runner.agent.start_hooks)
+        if self._reef.journal is not None:
+            await runner.recover(self._reef.journal)
+
+    async def remove(self, name: str) -> None:
+        """Remove an agent; see ``Reef.remove``."""
+        runner = self._routes.runners.get(name)
+        if runner is None:
+            raise self._reef.publisher.unknown_agent(name)
+        self._routes.remove(runner)
+        runner.abandon(Reason.AGENT_REMOVED)
+        await runner.retire(self._reef.settings.reef_config.drain_timeout)
+        await runner.cancel_workers(CANCEL_GRACE)
+        self._reef.books.absorb(runner)
+        await self._run_hooks(runner.agent.stop_hooks)
+
+    async def stop(self) -> None:
+        """Cancel all that is left and stop the agents."""
+        runners = list(self._routes.runners.values())
+        for runner in runners:
+            runner.abandon(Reason.CLOSED)
+        await asyncio.gather(*(runner.cancel_workers(CANCEL_GRACE) for runner in runners))
+        for runner in runners:
+            await self._run_hooks(runner.agent.stop_hooks)
+
+    async def _run_hooks(self, hooks: Sequence[Callable[..., Any]]) -> None:
+        for hook in hooks:
+            context = self._reef.fresh_context()
+            await self._reef.loop.create_task(call_hook(hook, self._reef), context=context)

@@ -1,0 +1,61 @@
+"""Who is told when a delivery ends otherwise than handled."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from praval.core.delivery import Outcome, Posted, Reason
+from praval.core.spore import SporeType
+
+if TYPE_CHECKING:
+    from praval.core.ledger import LossListener
+    from praval.core.reef import Reef
+    from praval.core.runner import AgentRunner
+
+
+def listeners(reef: Reef) -> list[LossListener]:
+    """Return what a Reef does at each loss: free the asker, end the session, tell the agents."""
+
+    def free_asker(
+        posted: Posted,
+        runner: AgentRunner | None,
+        outcome: Outcome,
+        reason: Reason,
+        error: BaseException | None,
+    ) -> None:
+        if posted.header.spore_type is SporeType.REQUEST and runner is not None:
+            reef.requests.lost(posted, runner.name, reason, error)
+
+    def end_session(
+        posted: Posted,
+        runner: AgentRunner | None,
+        outcome: Outcome,
+        reason: Reason,
+        error: BaseException | None,
+    ) -> None:
+        watch = posted.tree.watch if posted.tree is not None else None
+        if watch is None or runner is None or outcome is not Outcome.FAILED:
+            return
+        if runner.agent.options.on_error == "raise" and watch.raised is None:
+            watch.raised = error
+            watch.stopped = True
+            reef.loop.call_soon(reef.stop_tree, posted.header.root or posted.header.id)
+
+    def tell_agents(
+        posted: Posted,
+        runner: AgentRunner | None,
+        outcome: Outcome,
+        reason: Reason,
+        error: BaseException | None,
+    ) -> None:
+        if outcome is not Outcome.FAILED or runner is None or posted.header.type == "agent_error":
+            return
+        report = {
+            "agent_name": runner.name,
+            "error": str(error),
+            "attempts": posted.attempt,
+            "spore_data": posted.open().knowledge,
+        }
+        reef.publisher.report("agent_error", report, posted)
+
+    return [free_asker, end_session, tell_agents]
