@@ -70,11 +70,6 @@ class Mailbox:
         """Spores that may start now: all but those that wait for another of their key."""
         return len(self.fifo) + len(self._heap)
 
-    @property
-    def ready(self) -> int:
-        """Spores that could be popped now: those in lanes wait for the one before."""
-        return len(self.fifo) + len(self._heap)
-
     def put(self, posted: Posted) -> None:
         """Add a spore, whatever the capacity: whether there is room is the caller's question."""
         key = posted.header.key

@@ -308,7 +308,7 @@ class Reef:
         if self._state != "running" or self._failure is not None:
             self._must_run()
         publisher, explicit = self.publisher, target_agent is not None
-        to_agent = target_agent if explicit or "target_agent" not in data else _addressee(data)
+        to_agent = target_agent if explicit else _addressee(data)
         posted = publisher.compose(
             data, channel or "main", to_agent, SporeType.KNOWLEDGE, priority, ttl, key, headers
         )
@@ -394,8 +394,11 @@ class Reef:
     ) -> Receipt:
         """Publish from inside a handler of this Reef, on its loop: never waits.
 
-        This is what ``broadcast()`` inside handlers calls.
+        This is what ``broadcast()`` inside handlers calls. A task that outlives its handler comes
+        here too, perhaps after the Reef was closed.
         """
+        if self._state != "running" or self._failure is not None:
+            self._must_run()
         parent = open_handling()
         posted = self.publisher.compose(
             data,
@@ -586,9 +589,9 @@ class Reef:
 
 def _addressee(data: Mapping[str, Any]) -> str | None:
     """Return the recipient that the knowledge itself names."""
-    if "target_agent" not in data:
-        return None
-    target = data["target_agent"] if isinstance(data, Mapping) else None
+    if data.__class__ is not dict and not isinstance(data, Mapping):
+        return None  # composing refuses it, with better words
+    target = data.get("target_agent")
     if target is None or isinstance(target, str):
         return target
     raise ConfigurationError(f"target_agent must be a string, not {target!r}.")

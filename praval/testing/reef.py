@@ -46,7 +46,7 @@ class TestReef(Reef):
         seed: decides all that is drawn.
         failure: fraction of the attempts in which the handler is not called, but
             :class:`InjectedFault` raised in its place.
-        delay: least and most seconds before a handler is called; they count for its ``timeout``.
+        delay: least and most seconds before a handler is called; its ``timeout`` counts from then.
         duplicate: fraction of the deliveries that come twice, as from an at-least-once
             transport: the second has the same id and ``attempt + 1`` and is a delivery of its own.
         virtual_time: the loop's time stands still while there is work and jumps otherwise; needs
@@ -218,7 +218,7 @@ class TestReef(Reef):
         self._faults.duplicates[agent] += times
 
     def _check(self, agent: str, times: int) -> None:
-        known = [*self._crew.names]
+        known = self._crew.names
         if agent not in known:
             raise UnknownAgentError(
                 f"No agent {agent!r} in this Reef.{near(agent, known)} Known: "

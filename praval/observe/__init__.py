@@ -1,0 +1,5 @@
+"""Seeing what a Reef does from outside."""
+
+from praval.observe.tracing import Tracing
+
+__all__ = ["Tracing"]
