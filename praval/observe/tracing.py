@@ -56,7 +56,7 @@ class Tracing(Interceptor):
         from opentelemetry import trace
         from opentelemetry.propagate import extract
 
-        attributes = {
+        attributes: dict[str, str | int] = {
             "messaging.system": "praval",
             "messaging.operation.type": "process",
             "messaging.message.id": spore.id,

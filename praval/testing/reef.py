@@ -46,7 +46,7 @@ class TestReef(Reef):
         seed: decides all that is drawn.
         failure: fraction of the attempts in which the handler is not called, but
             :class:`InjectedFault` raised in its place.
-        delay: least and most seconds before a handler is called; its ``timeout`` counts from then.
+        delay: least and most seconds before a handler is called; they count for its ``timeout``.
         duplicate: fraction of the deliveries that come twice, as from an at-least-once
             transport: the second has the same id and ``attempt + 1`` and is a delivery of its own.
         virtual_time: the loop's time stands still while there is work and jumps otherwise; needs
