@@ -39,13 +39,19 @@ LAZY = {
     "xllamacpp",
 }
 
-# Runs in a fresh interpreter. An event loop opens a socket pair, so it is seen as sockets.
+# Runs in a fresh interpreter. An event loop opens a socket pair, so it is seen as sockets; the
+# start of a thread raises an audit event only from Python 3.12 on.
 IMPORT_PROBE = """
-import json, sys
+import json, sys, threading
 events = []
+start = threading.Thread.start
+def noted(thread):
+    events.append(f"threading.{thread.name}")
+    start(thread)
+threading.Thread.start = noted
 sys.addaudithook(lambda event, _: events.append(event))
 import praval
-seen = [e for e in events if e.startswith(("_thread.start", "socket.", "sqlite3."))]
+seen = [e for e in events if e.startswith(("_thread.start", "threading.", "socket.", "sqlite3."))]
 print(json.dumps({"file": praval.__file__, "modules": sorted(sys.modules), "events": seen}))
 """
 

@@ -21,7 +21,8 @@ from praval.demo.progress import say, screen
 from praval.demo.report import count
 from praval.demo.run import Job, Outcome, run
 from praval.demo.sources import asyncio_folder, printable
-from praval.errors import ConfigurationError, PravalError
+from praval.demo.voice import introduce
+from praval.errors import ConfigurationError, FeatureUnavailableError, PravalError
 
 FAILED, REFUSED, BY_SIGNAL = 1, 2, 128
 
@@ -58,9 +59,10 @@ def demo(
             use_model=not no_model,
             provider=provider,
             model=model,
+            speaker="" if no_model else introduce(provider, model),
         )
         outcome = _run(job)
-    except ConfigurationError as error:
+    except (ConfigurationError, FeatureUnavailableError) as error:
         _fail(error, REFUSED)
     except PravalError as error:
         _fail(error, FAILED)

@@ -117,6 +117,14 @@ class DeadLetter(msgspec.Struct, frozen=True):
     """UTC seconds since the epoch."""
 
 
+def shown(error: BaseException) -> str:
+    """Return the error's ``repr``, which is a user's code and may fail itself."""
+    try:
+        return repr(error)
+    except Exception:  # noqa: BLE001 - see above
+        return f"<{type(error).__name__}, which cannot be shown>"
+
+
 class Failure(msgspec.Struct, frozen=True):
     """A loss as a session reports it in ``.errors``."""
 
@@ -127,7 +135,7 @@ class Failure(msgspec.Struct, frozen=True):
     error: BaseException | None = None
 
     def __str__(self) -> str:
-        cause = f": {self.error!r}" if self.error else ""
+        cause = f": {shown(self.error)}" if self.error is not None else ""
         return f"{self.agent or 'nobody'} <- {self.spore.type!r}: {self.reason.value}{cause}"
 
 

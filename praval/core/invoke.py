@@ -108,9 +108,12 @@ def _in_time(seconds: float, loop: asyncio.AbstractEventLoop, invoke: Invoke) ->
         assert worker is not None
         timer = loop.call_later(seconds, worker.interrupt, "timeout")
         try:
-            return await invoke(spore)
+            value = await invoke(spore)
         finally:
             timer.cancel()
+        if worker.interruption == "timeout":
+            worker.outlive()
+        return value
 
     return call
 

@@ -44,6 +44,8 @@ class Journal:
     future fails with `JournalError` when its own change could not be written, which then left
     nothing behind. Failures are also logged, one record per batch, to `praval.journal`: nobody
     has to look at a future only to learn of them.
+
+    Bodies stay on disk; an unsettled delivery takes about 0.3 KB of memory, a settled one none.
     """
 
     def __init__(

@@ -8,12 +8,13 @@ Look there for lost messages: nothing else may drop one.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
-from praval.core.delivery import DeadLetter, Failure, Outcome, Posted, Reason, Tally
+from praval.core.delivery import DeadLetter, Failure, Outcome, Posted, Reason, Tally, shown
 from praval.core.spore import Spore, decode_knowledge, read_wire, wire_bytes
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ class Ledger(Tally):
             logging.ERROR if outcome is Outcome.FAILED else logging.DEBUG,
             "spore %s (%s) to agent %s: %s, %s%s",
             posted.header.id, posted.header.type, name, outcome.name.lower(), reason.value,
-            f": {error!r}" if error is not None else "",
+            f": {shown(error)}" if error is not None else "",
             exc_info=error if outcome is Outcome.FAILED else None,
         )  # fmt: skip
         if outcome in BURIED and runner is not None:
@@ -149,7 +150,7 @@ class Ledger(Tally):
             spore=posted.open(),
             agent=runner.name,
             reason=reason,
-            error=repr(error) if error is not None else reason.value,
+            error=shown(error) if error is not None else reason.value,
             attempts=posted.attempt,
             at=self.clock(),
         )
@@ -190,8 +191,8 @@ class Ledger(Tally):
 
     def absorb(self, runner: AgentRunner) -> None:
         """Take over the counts of an agent that is gone."""
-        self.counts = [a + b for a, b in zip(self.counts, runner.counts, strict=True)]
-        runner.counts = [0] * len(Outcome)
+        self.counts[:] = [a + b for a, b in zip(self.counts, runner.counts, strict=True)]
+        runner.counts = self.counts  # publishers that waited for it may end deliveries yet
 
     # -- dead letters --------------------------------------------------------------------
 
@@ -217,9 +218,18 @@ class Ledger(Tally):
         """Return a dead letter by its id."""
         return next((letter for letter in self.dead_letters if letter.id == letter_id), None)
 
-    async def forget_dead(self, letter: DeadLetter) -> None:
-        """Remove a dead letter, from the journal too."""
+    @contextlib.contextmanager
+    def replaying(self, letter: DeadLetter) -> Iterator[None]:
+        """Take a letter out, so that nobody else replays it; put it back if that fails."""
         self.dead_letters.remove(letter)
+        try:
+            yield
+        except BaseException:
+            self.dead_letters.append(letter)
+            raise
+
+    async def forget_dead(self, letter: DeadLetter) -> None:
+        """Remove a replayed letter from the journal."""
         row = self._dead_rows.pop(letter.id, None)
         if row is not None and self.journal is not None:
             await self.journal.drop_dead(await row)

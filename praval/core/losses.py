@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
-from praval.core.delivery import Outcome, Posted, Reason
+from praval.core.delivery import Outcome, Posted, Reason, shown
 from praval.core.spore import SporeType
 
 if TYPE_CHECKING:
     from praval.core.ledger import LossListener
     from praval.core.reef import Reef
     from praval.core.runner import AgentRunner
+
+log = logging.getLogger("praval.losses")
 
 
 def listeners(reef: Reef) -> list[LossListener]:
@@ -50,12 +53,15 @@ def listeners(reef: Reef) -> list[LossListener]:
     ) -> None:
         if outcome is not Outcome.FAILED or runner is None or posted.header.type == "agent_error":
             return
-        report = {
-            "agent_name": runner.name,
-            "error": str(error),
-            "attempts": posted.attempt,
-            "spore_data": posted.open().knowledge,
-        }
-        reef.publisher.report("agent_error", report, posted)
+        try:
+            report = {
+                "agent_name": runner.name,
+                "error": str(error),
+                "attempts": posted.attempt,
+                "spore_data": posted.open().knowledge,
+            }
+            reef.publisher.report("agent_error", report, posted)
+        except Exception as refusal:  # noqa: BLE001 - no text of an error may break the Reef
+            log.error("no agent_error for spore %s: %s", posted.header.id, shown(refusal))
 
     return [free_asker, end_session, tell_agents]

@@ -38,12 +38,12 @@ class Mailbox:
 
     While all that waits is ordinary (no key, default priority), ``special`` is False and the hot
     path of ``praval.core.runner`` works on ``fifo`` directly; ``crowded`` says that publishers
-    wait for room.
+    wait for room, or were given some and are on their way.
     """
 
     __slots__ = (
-        "_heap", "_lanes", "_parked", "_publishers", "_sequence", "capacity", "closed", "crowded",
-        "fifo", "low_mark", "special",
+        "_heap", "_lanes", "_parked", "_publishers", "_sequence", "_woken", "capacity", "closed",
+        "crowded", "fifo", "low_mark", "special",
     )  # fmt: skip
 
     def __init__(self, capacity: int) -> None:
@@ -59,6 +59,8 @@ class Mailbox:
         self._parked = 0
         self._sequence = 0
         self._publishers: deque[asyncio.Future[None]] = deque()
+        self._woken = 0
+        """Publishers that were given room and have not used it yet."""
 
     @property
     def size(self) -> int:
@@ -99,6 +101,20 @@ class Mailbox:
         if self.crowded and self.size <= self.low_mark:
             self.admit()
         return posted
+
+    def take_oldest(self) -> Posted | None:
+        """Remove and return what was published first, whatever its priority or key."""
+        if not self.special:
+            return self.pop()
+        parked = [lane.waiting[0] for lane in self._lanes.values() if lane.waiting]
+        oldest = min(
+            [*self._queue(), *parked],
+            key=lambda posted: (posted.header.created_at, posted.header.id),
+            default=None,
+        )
+        if oldest is not None:
+            self.discard(lambda posted: posted is oldest)
+        return oldest
 
     def finished(self, key: str, header: Header) -> bool:
         """A spore with this key is settled; return whether the next of its lane may start now.
@@ -155,12 +171,15 @@ class Mailbox:
         try:
             await future
         except asyncio.CancelledError:
-            if future.done() and not future.cancelled():
+            if not future.cancelled():
+                self._woken -= 1
                 self.admit()  # the room we were given is another's now
             elif future in self._publishers:
                 self._publishers.remove(future)
-                self.crowded = bool(self._publishers)
+                self._wake(0)
             raise
+        self._woken -= 1
+        self._wake(0)
 
     def close(self) -> None:
         """Wake every waiting publisher; they find the agent gone. Nobody passes by put()."""
@@ -169,14 +188,17 @@ class Mailbox:
 
     def admit(self) -> None:
         """Wake as many waiting publishers as find room."""
-        self._wake(min(len(self._publishers), max(0, self.capacity - self.size)))
+        room = self.capacity - self.size - self._woken
+        self._wake(min(len(self._publishers), max(0, room)))
 
     def _wake(self, number: int) -> None:
-        for _ in range(number):
+        while number and self._publishers:
             publisher = self._publishers.popleft()
-            if not publisher.done():
+            if not publisher.done():  # else it was cancelled
                 publisher.set_result(None)
-        self.crowded = bool(self._publishers)
+                self._woken += 1
+                number -= 1
+        self.crowded = bool(self._publishers or self._woken)
 
     def _enqueue(self, posted: Posted) -> None:
         if not self._heap and posted.header.priority == DEFAULT_PRIORITY:

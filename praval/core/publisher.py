@@ -95,22 +95,29 @@ class Publisher:
 
         Raises:
             KnowledgeError, SporeTooLargeError: the data cannot be carried.
-            ConfigurationError: priority or ttl out of range.
+            ConfigurationError: an argument has a wrong type or range.
         """
         try:
             raw = raw_encode(data)
         except Exception:  # noqa: BLE001 - the slow form below says what is wrong where
             raw = b""
         # Most knowledge passes at one look; the slow form checks the rest, or refuses it.
-        if len(raw) > self.max_size or raw.find(b"null") >= 0 or raw[:1] != b"{":
+        if (
+            len(raw) > self.max_size
+            or raw.find(b"null") >= 0
+            or raw[:1] != b"{"
+            or data.__class__ is not dict
+        ):
             raw = encode_knowledge(data, self.max_size)
         now = self._clock()
         kind = data.get("type")
         if kind.__class__ is not str:
             kind = spore_type_of(data)
+        if channel.__class__ is not str or (to_agent is not None and to_agent.__class__ is not str):
+            _check_names(channel=channel, target_agent=to_agent)
         if ttl is None:
             ttl = self._ttl
-        elif not ttl > 0:
+        elif not (isinstance(ttl, (int, float)) and ttl > 0):
             raise ConfigurationError(f"ttl must be a number of seconds above 0, not {ttl!r}.")
         expires_at = None if ttl is None else now + ttl
         if priority is not DEFAULT_PRIORITY and not (type(priority) is int and 1 <= priority <= 10):
@@ -123,6 +130,8 @@ class Publisher:
                 new_id(), now, expires_at, kind, channel, sender, to_agent, priority, spore_type
             )
         else:
+            _check_names(key=key)
+            _check_headers(headers)
             root = None if parent is None else parent.header.root or parent.header.id
             hops = 0 if parent is None else parent.header.hops + 1
             header = Header(
@@ -210,6 +219,17 @@ class Publisher:
             or self._ledger.journal is not None
         )
 
+    def hand_over_at_once(self, posted: Posted, runner: AgentRunner, *, soft: bool) -> bool:
+        """Give a request to its agent if that takes no waiting; else do nothing."""
+        mailbox, journal = runner.mailbox, self._ledger.journal
+        limit = self._hard_capacity if soft else mailbox.capacity
+        if journal is not None or mailbox.size >= limit or (mailbox.crowded and not soft):
+            return False
+        self._ledger.published += 1
+        self._ledger.accept(posted, 1)
+        self._put(posted, runner)
+        return True
+
     async def hand_over(self, posted: Posted, runner: AgentRunner, *, soft: bool) -> None:
         """Give a request to its agent; ``soft``: from inside a handler, without waiting for room.
 
@@ -237,7 +257,11 @@ class Publisher:
                 left = self._without_duplicates(posted, receivers, fresh, receipt)
             while left:
                 runner = left[0]
-                if runner.mailbox.has_room() or await self._room(posted, runner, receipt):
+                if (
+                    self._is_filtered(posted, runner)  # takes no room, so waits for none
+                    or runner.mailbox.has_room()
+                    or await self._room(posted, runner, receipt)
+                ):
                     self._put(posted, runner)
                 del left[0]
                 self._ledger.in_transit -= 1
@@ -257,7 +281,7 @@ class Publisher:
             self._reject(posted, runner, receipt)
             return False
         if self._overflow == "drop_oldest":
-            if (oldest := mailbox.pop()) is not None:
+            if (oldest := mailbox.take_oldest()) is not None:
                 runner.lose(None, oldest, Outcome.REJECTED, Reason.DROPPED_OLDEST)
             return True
         await mailbox.wait_for_room()
@@ -385,10 +409,14 @@ class Publisher:
     # -- both ----------------------------------------------------------------------------
 
     def _put(self, posted: Posted, runner: AgentRunner) -> None:
-        if posted.header.to_agent is not None and not responds(runner, posted.header):
+        if self._is_filtered(posted, runner):
             runner.lose(None, posted, Outcome.FILTERED, Reason.TYPE)
         else:
             runner.put(posted)
+
+    def _is_filtered(self, posted: Posted, runner: AgentRunner) -> bool:
+        """Whether the spore is addressed to an agent that does not respond to its type."""
+        return posted.header.to_agent is not None and not responds(runner, posted.header)
 
     def _reject(self, posted: Posted, runner: AgentRunner, receipt: Receipt) -> None:
         error = MailboxFullError(
@@ -441,3 +469,17 @@ class Publisher:
                 self._ledger.in_transit -= 1
                 self._ledger.count_duplicate(posted)
         return kept
+
+
+def _check_names(**names: object) -> None:
+    for argument, name in names.items():
+        if name is not None and not isinstance(name, str):
+            raise ConfigurationError(f"{argument} must be a string, not {name!r}.")
+
+
+def _check_headers(headers: object) -> None:
+    if headers is not None and not (
+        isinstance(headers, Mapping)
+        and all(isinstance(part, str) for pair in headers.items() for part in pair)
+    ):
+        raise ConfigurationError(f"headers must map strings to strings, not be {headers!r}.")

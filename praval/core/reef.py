@@ -475,7 +475,8 @@ class Reef:
             headers={**(header.headers or {}), "replay_of": header.id},
             sender=header.from_agent,
         )
-        receipt = await self.publisher.publish(posted, explicit=True)
+        with self.books.replaying(letter):
+            receipt = await self.publisher.publish(posted, explicit=True)
         await self.books.forget_dead(letter)
         return receipt
 

@@ -11,17 +11,16 @@ import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from praval.core.delivery import Outcome, Posted, Reason
+from praval.core.delivery import Outcome, Posted, Reason, shown
 from praval.core.spore import (
     Header,
     Spore,
     SporeType,
-    decode_knowledge,
     encode_knowledge,
     new_id,
     spore_type_of,
 )
-from praval.errors import RequestCycleError, RequestFailedError, RequestTimeoutError
+from praval.errors import PravalError, RequestCycleError, RequestFailedError, RequestTimeoutError
 
 if TYPE_CHECKING:
     from praval.core.ledger import Ledger
@@ -76,7 +75,13 @@ class Requests:
         self._pending[pending.id] = pending
         timer = loop.call_later(timeout, self._time_out, pending, timeout)
         try:
-            await self._publisher.hand_over(posted, runner, soft=asker is not None)
+            soft = asker is not None
+            if not self._publisher.hand_over_at_once(posted, runner, soft=soft):
+                try:
+                    await self._publisher.hand_over(posted, runner, soft=soft)
+                except PravalError:
+                    if not pending.future.done():
+                        raise  # else the loss has been told already, with this as its cause
             return await pending.future
         finally:
             timer.cancel()
@@ -88,19 +93,13 @@ class Requests:
         """Give the reply to whoever asked; if nobody waits any more, count it."""
         head = posted.header
         raw = encode_knowledge(result, self._publisher.max_size)
-        header = Header(
-            id=new_id(),
-            type=spore_type_of(decode_knowledge(raw)),
-            from_agent=runner.name,
-            to_agent=head.from_agent,
-            channel=head.reply_to or head.channel,
-            created_at=self._ledger.clock(),
-            spore_type=SporeType.RESPONSE,
-            correlation_id=head.id,
-            root=head.root or head.id,
-            hops=head.hops + 1,
-        )
+        header = Header(  # by position, in the order of Header's fields: this is a hot path
+            new_id(), self._ledger.clock(), None, spore_type_of(result),
+            head.reply_to or head.channel, runner.name, head.from_agent, head.priority,
+            SporeType.RESPONSE, head.id, None, head.root or head.id, head.hops + 1,
+        )  # fmt: skip
         answer = self._publisher.intercept(Posted(header, raw))
+        self._ledger.published += 1
         pending = self._pending.get(head.id)
         if pending is None or pending.future.done():
             self._ledger.count(answer, Outcome.UNDELIVERABLE, Reason.LATE_REPLY)
@@ -116,7 +115,7 @@ class Requests:
         if pending.runner.agent.options.on_error == "raise" and isinstance(error, Exception):
             pending.future.set_exception(error)
             return
-        cause = f": {error!r}" if error is not None else ""
+        cause = f": {shown(error)}" if error is not None else ""
         failure = RequestFailedError(
             f"Agent {agent!r} did not answer request {posted.header.id}: {reason.value}{cause}."
         )

@@ -27,7 +27,7 @@ class Routes:
     def add(self, runner: AgentRunner) -> None:
         """Let this agent hear."""
         self.runners[runner.name] = runner
-        for channel in runner.channels:
+        for channel in dict.fromkeys(runner.channels):  # it may have named its own
             self._by_channel.setdefault(channel, []).append(runner)
         self._found.clear()
 

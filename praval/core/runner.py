@@ -84,6 +84,12 @@ class Worker:
         self.interruption = why
         self.task.cancel(f"praval: {why}")
 
+    def outlive(self) -> None:
+        """The handler caught its cancellation and came to an end of its own."""
+        if self.interruption != "close":
+            self.interruption = None
+            self.task.uncancel()
+
 
 class AgentRunner:
     """An agent at work in one Reef. Everything here runs on the Reef's loop."""
@@ -168,7 +174,11 @@ class AgentRunner:
         worker.task.add_done_callback(self._worker_ended)
 
     def _worker_ended(self, task: asyncio.Task[None]) -> None:
-        if task.cancelled() or (error := task.exception()) is None:
+        if task.cancelled():
+            if self.mailbox.ready and self.gone is None and self.reef.journal is None:
+                self.stir()  # a handler cancelled its own task; the others are not to wait for ever
+            return
+        if (error := task.exception()) is None:
             return
         # Only a bug of ours or a dead journal can get here; what waits must not wait in silence.
         self.reef.fail(error)
@@ -329,7 +339,9 @@ class AgentRunner:
     def _fail(self, worker: Worker, posted: Posted, error: BaseException) -> None:
         """The handler raised: retry, bury, or pass a cancellation on."""
         worker.held = []
-        why, worker.interruption = worker.interruption, None
+        why = worker.interruption
+        if why is not None:
+            worker.outlive()
         if isinstance(error, asyncio.CancelledError):
             if why == "close" or (why is None and worker.task.cancelling()):
                 self._close_down(worker, posted)
@@ -337,7 +349,6 @@ class AgentRunner:
             if why is None:
                 self.lose(worker, posted, Outcome.CANCELLED, Reason.HANDLER_CANCELLED, error)
                 return
-            worker.task.uncancel()
             if why == "stop":
                 self.lose(worker, posted, Outcome.CANCELLED, Reason.STOPPED)
                 return
@@ -398,6 +409,8 @@ class AgentRunner:
             held, worker.held = worker.held, []
             if worker.waiting_for:
                 worker.waiting_for = set()  # requests of tasks that outlive their handler
+            if worker.interruption is not None:
+                worker.outlive()
             worker.posted = None
         key = posted.header.key
         if key is not None and self.mailbox.finished(key, posted.header) and worker is None:

@@ -18,15 +18,17 @@ from itertools import chain, count
 from typing import Annotated, Any
 
 import msgspec
-from msgspec.structs import replace as _replace
 
 from praval.errors import KnowledgeError, MalformedSporeError, SporeTooLargeError
+from praval.plugins import near
 
 CONTENT_TYPE = "application/vnd.praval.spore+json"
 SCHEMA_VERSION = 1
 MAX_SIZE = 1_048_576
 """Default limit of encoded knowledge, in bytes."""
 DEFAULT_PRIORITY = 5
+YEAR_10000 = 253_402_300_800
+"""The second at which the calendar of ``datetime`` ends."""
 
 
 class SporeType(enum.StrEnum):
@@ -70,7 +72,7 @@ class Header(msgspec.Struct, frozen=True, omit_defaults=True):
     """Everything about a spore but its knowledge; times are UTC seconds since the epoch."""
 
     id: str
-    created_at: float
+    created_at: Annotated[float, msgspec.Meta(ge=0, lt=YEAR_10000)]
     expires_at: float | None = None
     type: str | None = None
     channel: str = "main"
@@ -136,12 +138,10 @@ class Spore(msgspec.Struct, frozen=True, eq=False):
         now = time.time()
         fields = {"id": new_id(), "created_at": now, **fields, "type": spore_type_of(decoded)}
         if ttl is not None:
+            if not (isinstance(ttl, (int, float)) and ttl > 0):
+                raise MalformedSporeError(f"ttl must be a number of seconds above 0, not {ttl!r}.")
             fields["expires_at"] = now + ttl
-        try:
-            header = msgspec.convert(fields, Header)
-        except msgspec.ValidationError as error:
-            raise MalformedSporeError(f"A spore cannot have these fields: {error}.") from None
-        return cls(header, decoded)
+        return cls(_checked_header(fields), decoded)
 
     def to_bytes(self) -> bytes:
         """Encode as one JSON object (content type ``CONTENT_TYPE``)."""
@@ -159,9 +159,13 @@ class Spore(msgspec.Struct, frozen=True, eq=False):
         return cls(header, decode_knowledge(raw), attempt)
 
     def replace(self, *, knowledge: Mapping[str, Any] | None = None, **fields: Any) -> Spore:
-        """Return a copy with other knowledge or header fields."""
+        """Return a copy with other knowledge or header fields.
+
+        Raises:
+            MalformedSporeError: a field has a wrong name, type or range.
+        """
         return Spore(
-            _replace(self.header, **fields),
+            _checked_header({**msgspec.structs.asdict(self.header), **fields}),
             self.knowledge if knowledge is None else dict(knowledge),
             self.attempt,
         )
@@ -291,7 +295,6 @@ class Spore(msgspec.Struct, frozen=True, eq=False):
         )
 
 
-_BRACE = ord("{")
 _encoder = msgspec.json.Encoder()
 raw_encode = _encoder.encode
 _decoder: msgspec.json.Decoder[dict[str, Any]] = msgspec.json.Decoder(dict)
@@ -307,14 +310,14 @@ def encode_knowledge(knowledge: Mapping[str, Any], limit: int | None) -> bytes:
             says where), NaN and infinities included.
         SporeTooLargeError: over the limit.
     """
-    try:
-        raw = _encoder.encode(knowledge)
-    except (TypeError, ValueError, OverflowError, RecursionError, UnicodeError) as error:
-        raise KnowledgeError(f"{_culprit(knowledge)} cannot be sent: {error}.") from None
-    if raw[0] != _BRACE:
+    if knowledge.__class__ is not dict and not isinstance(knowledge, Mapping):
         raise KnowledgeError(
             f"Knowledge must be a mapping of strings to values, not {type(knowledge).__name__}."
         )
+    try:
+        raw = _encoder.encode(knowledge if isinstance(knowledge, dict) else dict(knowledge))
+    except (TypeError, ValueError, OverflowError, RecursionError, UnicodeError) as error:
+        raise KnowledgeError(f"{_culprit(knowledge)} cannot be sent: {error}.") from None
     # NaN and infinities are encoded as null, so only a text with a null needs the slow look.
     if raw.find(b"null") >= 0 and (where := _not_finite(knowledge, "knowledge")):
         raise KnowledgeError(f"{where} is not a finite number, which JSON cannot carry.")
@@ -351,6 +354,8 @@ def read_wire(data: bytes, limit: int) -> tuple[Header, bytes, int]:
     Raises:
         SporeTooLargeError, MalformedSporeError: see :meth:`Spore.from_bytes`.
     """
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise MalformedSporeError(f"A spore is read from bytes, not from {type(data).__name__}.")
     if len(data) > limit + 65_536:
         raise SporeTooLargeError(f"A spore of {len(data)} bytes came in; the limit is {limit}.")
     try:
@@ -366,6 +371,32 @@ def read_wire(data: bytes, limit: int) -> tuple[Header, bytes, int]:
     return wire.header, bytes(wire.knowledge), wire.attempt
 
 
+def _checked_header(fields: dict[str, Any]) -> Header:
+    """Make a header of fields that a user named.
+
+    Raises:
+        MalformedSporeError: a field has a wrong name, type or range, or JSON cannot carry it.
+    """
+    if unknown := fields.keys() - set(Header.__struct_fields__):
+        name = min(unknown)
+        raise MalformedSporeError(
+            f"A spore has no field {name!r}.{near(name, Header.__struct_fields__)}"
+        )
+    for name, value in fields.items():
+        if isinstance(value, float) and math.isnan(value):
+            raise MalformedSporeError(f"A spore cannot have {name}=NaN.")
+    try:
+        header = msgspec.convert(fields, Header)
+    except msgspec.ValidationError as error:
+        raise MalformedSporeError(f"A spore cannot have these fields: {error}.") from None
+    try:
+        _encoder.encode(header)
+    except UnicodeError as error:
+        field = _culprit(fields, "").partition(" ")[0]
+        raise MalformedSporeError(f"A spore cannot have this field{field}: {error}.") from None
+    return header
+
+
 def _is_uri(value: object) -> bool:
     return isinstance(value, str) and "://" in value
 
@@ -375,13 +406,21 @@ def _children(value: Any, path: str) -> Iterator[tuple[Any, str]]:
         return ((item, f"{path}[{key!r}]") for key, item in value.items())
     if isinstance(value, (list, tuple, set, frozenset)):
         return ((item, f"{path}[{index}]") for index, item in enumerate(value))
-    return iter(())
+    names = getattr(value, "__struct_fields__", None) or getattr(value, "__dataclass_fields__", ())
+    return ((getattr(value, name, None), f"{path}.{name}") for name in names)
 
 
 def _not_finite(value: Any, path: str) -> str | None:
-    if isinstance(value, float) and not math.isfinite(value):
-        return path
-    return next(filter(None, (_not_finite(*child) for child in _children(value, path))), None)
+    """Return the path of a number that is not finite; without recursion, for any depth."""
+    waiting = [(value, path)]
+    while waiting:
+        item, where = waiting.pop()
+        if isinstance(item, float):
+            if not math.isfinite(item):
+                return where
+        elif item is not None and not isinstance(item, (str, int)):
+            waiting += _children(item, where)
+    return None
 
 
 def _culprit(value: Any, path: str = "knowledge", depth: int = 0) -> str:

@@ -139,13 +139,29 @@ def _serve(queue: SimpleQueue[Job | None]) -> None:
 
 
 class _Slot:
-    """A running plain handler's slot; used from its thread."""
+    """A running plain handler's slot; used from its thread.
+
+    A handler may wait for several things at once (``asyncio.gather`` on a loop of its own): the
+    slot is given back when the first wait begins, and taken again when the last one ends.
+    """
 
     def __init__(self, threads: WorkerThreads) -> None:
         self._threads = threads
+        self._lock = threading.Lock()
+        self._waits: list[Callable[[], bool]] = []
 
     def pause(self, over: Callable[[], bool]) -> None:
-        self._threads._report(self._threads._pause, over)
+        with self._lock:
+            self._waits.append(over)
+            if len(self._waits) == 1:
+                self._threads._report(self._threads._pause, self._goes_on)
 
     def resume(self, over: Callable[[], bool]) -> None:
-        self._threads._report(self._threads._resume, over)
+        with self._lock:
+            self._waits.remove(over)
+            if not self._waits:
+                self._threads._report(self._threads._resume, self._goes_on)
+
+    def _goes_on(self) -> bool:
+        waits = tuple(self._waits)
+        return not waits or any(over() for over in waits)

@@ -22,6 +22,10 @@ WIDEST_FITTED = 1600.0
 """A wider drawing is not shrunk to the page, where nobody could read it: it is scrolled."""
 
 
+Way = tuple[Point, Edge]
+"""Where an edge goes from a box, and which edge it is, unless it shares the way: ("", "")."""
+
+
 class Node(NamedTuple):
     """A file in the drawing; ``id`` is a word that is unique on the page."""
 
@@ -109,19 +113,19 @@ def _ports(layout: Layout) -> dict[tuple[Edge, str], float]:
 
     Edges that arrive by the same bend arrive at the same point.
     """
-    sides: dict[tuple[str, bool], dict[tuple[Point, Edge | None], list[Edge]]] = defaultdict(dict)
+    sides: dict[tuple[str, bool], dict[Way, list[Edge]]] = defaultdict(dict)
     for edge in sorted(layout.strong | layout.upward):
         route = layout.routes[edge]
         for name, other, near in ((*edge, route[:1]), (*edge[::-1], route[-1:])):
             box = layout.boxes[other]
-            way = (near[0], None) if near else ((box.x, box.y), edge)
+            way: Way = (near[0], ("", "")) if near else ((box.x, box.y), edge)
             below = layout.boxes[name].y < box.y
             sides[name, below].setdefault(way, []).append(edge)
     ports = {}
     for (name, _), ways in sides.items():
         box = layout.boxes[name]
         step = min(14.0, box.width * 0.7 / len(ways))
-        for n, way in enumerate(sorted(ways, key=lambda way: (way[0], way[1] or ("", "")))):
+        for n, way in enumerate(sorted(ways)):
             for edge in ways[way]:
                 ports[edge, name] = box.x + (n - (len(ways) - 1) / 2) * step
     return ports

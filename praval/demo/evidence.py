@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 import msgspec
+from markdown_it import MarkdownIt
 
 from praval.demo.imports import MODULE_SUFFIXES, Shelf, Unparsable
 from praval.demo.sources import Catalogue, Source, decode, read_source
@@ -139,8 +140,6 @@ class Skeptic:
 
 def markdown_targets(text: str) -> Iterator[tuple[int, str]]:
     """Yield (line, target) of each link and image, decoded; code and foreign URLs are none."""
-    from markdown_it import MarkdownIt
-
     for block in MarkdownIt("commonmark").enable("table").parse(text):
         line = block.map[0] + 1 if block.map else 0
         for token in [block, *(block.children or [])]:

@@ -119,22 +119,27 @@ def _rows(
 ) -> tuple[list[list[Cell]], list[Link]]:
     """Lay out rows from the top, with a cell for each row that an edge passes.
 
-    Edges that lead down to the same file share their cells, like roads that join.
+    Edges that lead down to the same file share their cells, like roads that join. To begin
+    with, what passes a row passes in its middle.
     """
     top = max(level.values(), default=-1)
-    rows: list[list[Cell]] = [[] for _ in range(top + 1)]
+    boxes: list[list[Cell]] = [[] for _ in range(top + 1)]
+    bends: list[dict[Cell, None]] = [{} for _ in range(top + 1)]
     for name in names:
-        rows[top - level[name]].append((name, "", 0))
+        boxes[top - level[name]].append((name, "", 0))
     links: dict[Link, None] = {}
     for a, b in sorted(shaping):
         upper: Cell = (a, "", 0)
         for row in range(top - level[a] + 1, top - level[b]):
             bend = _bend(a, b, row, against)
-            if bend not in rows[row]:
-                rows[row].append(bend)
+            bends[row][bend] = None
             links[upper, bend] = None
             upper = bend
         links[upper, (b, "", 0)] = None
+    rows = [
+        [*box[: len(box) // 2], *bend, *box[len(box) // 2 :]]
+        for box, bend in zip(boxes, bends, strict=True)
+    ]
     return rows, list(links)
 
 

@@ -15,7 +15,7 @@ import msgspec
 
 from praval import Reef
 from praval.core.delivery import STATES, DeadLetter, LedgerSnapshot
-from praval.demo.editor import HTML_NAME, MARKDOWN_NAME, Circumstances
+from praval.demo.editor import Circumstances
 from praval.demo.progress import Screen, make_narrator
 from praval.demo.sources import MAX_FILES
 from praval.demo.team import make_team
@@ -37,12 +37,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     use_model: bool = True
     provider: str | None = None
     model: str | None = None
-
-    @property
-    def speaker(self) -> str:
-        """The model's name for the report; "" when none is asked."""
-        named = " ".join(filter(None, [self.provider, self.model])) or "the configured one"
-        return named if self.use_model else ""
+    speaker: str = ""
+    """What the report calls the model."""
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,8 +122,7 @@ async def run(job: Job, screen: Screen) -> Outcome:
 
 
 async def _work(reef: Reef, job: Job) -> None:
-    leave_out = [str(job.out.resolve() / name) for name in (MARKDOWN_NAME, HTML_NAME)]
-    order = {"type": "job", "path": str(job.path), "leave_out": leave_out}
+    order = {"type": "job", "path": str(job.path)}
     answer = await reef.request("librarian", order, timeout=A_DAY)
     if "problem" in answer.knowledge:
         raise ConfigurationError(answer.knowledge["problem"])

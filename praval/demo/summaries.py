@@ -14,6 +14,7 @@ from pathlib import PurePosixPath
 from typing import Literal
 
 import msgspec
+from markdown_it import MarkdownIt
 
 from praval.demo.sources import Kind
 
@@ -127,8 +128,6 @@ def first_sentence(text: str) -> str:
 
 def _markdown(text: str) -> tuple[str, str]:
     """Find the first heading and the first paragraph with a word in it, without markup."""
-    from markdown_it import MarkdownIt
-
     found = {"heading_open": "", "paragraph_open": ""}
     tokens = MarkdownIt("commonmark").enable("table").parse(_FRONT_MATTER.sub("", text))
     for opener, inline in pairwise(tokens):

@@ -20,13 +20,13 @@ import anyio
 import msgspec
 
 from praval import AgentDefinition, Spore, achat, agent, broadcast
-from praval.demo.editor import Circumstances, Editor, write_report
+from praval.demo.editor import HTML_NAME, MARKDOWN_NAME, Circumstances, Editor, write_report
 from praval.demo.evidence import Skeptic
 from praval.demo.links import Linker, Proposal
 from praval.demo.reading import Facts, Vocabulary, observe
 from praval.demo.report import Finding
 from praval.demo.sources import Catalogue, Source, decode, find_sources, read_source
-from praval.demo.summaries import ANSWER_TOKENS, digest
+from praval.demo.summaries import ANSWER_TOKENS, Digest, digest
 from praval.demo.voice import Ask, Voice
 from praval.errors import ConfigurationError
 
@@ -47,7 +47,7 @@ def make_team(
         provider, model: which one; None: the configured default.
     """
     return [
-        _librarian(),
+        _librarian(out),
         _reader(use_model, provider, model),
         _linker(),
         _skeptic(),
@@ -55,13 +55,13 @@ def make_team(
     ]
 
 
-def _librarian() -> AgentDefinition:
+def _librarian(out: Path) -> AgentDefinition:
     @agent("librarian", responds_to=["job"])
     def librarian(spore: Spore) -> dict[str, Any]:
         """List the files, tell everybody, and hand them out one by one."""
-        leave_out = [Path(name) for name in spore.knowledge["leave_out"]]
+        ours = [out.resolve() / name for name in (MARKDOWN_NAME, HTML_NAME)]
         try:
-            catalogue = find_sources(Path(spore.knowledge["path"]), leave_out)
+            catalogue = find_sources(Path(spore.knowledge["path"]), leave_out=ours)
         except ConfigurationError as error:
             return {"problem": str(error)}
         broadcast({"type": "catalogue", "catalogue": _plain(catalogue)}, priority=10)
@@ -97,13 +97,13 @@ def _reader(use_model: bool, provider: str | None, model: str | None) -> AgentDe
             return None
         source = msgspec.convert(spore.knowledge["source"], Source)
         try:
-            text, facts = await anyio.to_thread.run_sync(
+            about, facts = await anyio.to_thread.run_sync(
                 _study, Path(spore.knowledge["root"]), source, known
             )
         except OSError as error:
             return {"type": "unreadable", "name": source.name, "why": error.strerror or str(error)}
         broadcast({"type": "facts", "facts": _plain(facts)})
-        summary = await voice.summarise(source, digest(source.kind, text))
+        summary = await voice.summarise(source, about)
         return {"type": "summary", "name": source.name, "summary": _plain(summary)}
 
     return reader
@@ -180,9 +180,9 @@ def _editor(out: Path) -> AgentDefinition:
     return editor
 
 
-def _study(path: Path, source: Source, known: Vocabulary) -> tuple[str, Facts]:
-    text, note = decode(read_source(path / source.name), source.kind)
-    return text, observe(source, text, note, known)
+def _study(root: Path, source: Source, known: Vocabulary) -> tuple[Digest, Facts]:
+    text, note = decode(read_source(root / source.name), source.kind)
+    return digest(source.kind, text), observe(source, text, note, known)
 
 
 def _catalogue(spore: Spore) -> Catalogue:

@@ -2,16 +2,47 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 from praval.demo.sources import Source
 from praval.demo.summaries import Digest, Summary, extract, from_answer, question
 from praval.errors import NoModelError
+from praval.providers.local import LocalProvider, why_unusable
+from praval.providers.registry import get_provider, register_provider, registered_names
+from praval.settings import current_settings
 
 GIVE_UP_AFTER = 3
 """Failures in a row after which a model is not asked again."""
 
 Ask = Callable[[str], Awaitable[str]]
+
+
+def introduce(provider: str | None, model: str | None) -> str:
+    """Return the name of the model that will be asked, "" if there is none.
+
+    A local model that nobody set up gets one core fewer than there are: its threads wait for
+    one another, and one that shares its core with the rest of the team holds up all.
+
+    Args:
+        provider, model: the user's choice; None: the configured default, else what there is.
+
+    Raises:
+        UnknownNameError: there is no such provider.
+        FeatureUnavailableError: a provider of the guide that this version does not have.
+        ConfigurationError: a package or a variable that it needs is missing.
+    """
+    settings = current_settings()
+    default = settings.default_provider or next(iter(registered_names()), None)
+    name = provider or default or ("local" if why_unusable(model) is None else None)
+    if name is None:
+        return ""
+    if name == "local" and name not in registered_names():
+        register_provider(name, LocalProvider(threads=max(1, (os.cpu_count() or 1) - 1)))
+    models = [model or settings.default_model, *get_provider(name).get_available_models()]
+    first = next(filter(None, models), "")
+    return f"{name}, {Path(first).name}" if first else name
 
 
 class Voice:

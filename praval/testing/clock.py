@@ -32,8 +32,8 @@ EPOCH = 1_767_225_600.0
 START = 1_000.0
 """Where ``loop.time()`` starts, in seconds."""
 HOLD_PATIENCE = 10.0
-"""Real seconds that time waits for threads before it goes on without them."""
-ORDER_PATIENCE = 1.0
+"""Real seconds that time waits for threads before it goes on, to the next timer, without them."""
+ORDER_PATIENCE = 3.0
 """Real seconds that the report of one thread waits for those of threads that began earlier."""
 
 thread_job: ContextVar[int] = ContextVar("thread_job", default=0)
@@ -239,33 +239,41 @@ class VirtualClock:
             return self._poll(0)
         if events := self._poll(0):
             return events
+        if not self._threads_have_their_say():
+            return self._wait()
+        if self._inbox:
+            self._let_in()
+        elif self._resting:
+            self._wake_resting()
+        elif timeout is None:
+            return self._poll(None)
+        else:
+            self._jump()
+        return []
+
+    def _threads_have_their_say(self) -> bool:
+        """Return whether every thread that will report by itself has done so."""
         at_work = self._at_work()
         self._stuck = at_work if self._hurried else min(self._stuck, at_work)
         awaited = at_work - self._stuck
         with self._lock:
             heard = len({report.job for report in self._inbox})
-        if heard and heard >= awaited:
-            self._let_in()
-            return []
-        if awaited or self._held:
-            return self._wait(at_work)
-        if self._resting:
-            self._wake_resting()
-            return []
-        if timeout is None:
-            return self._poll(None)
+        return heard >= awaited if heard else not awaited and not self._held
+
+    def _jump(self) -> None:
+        """Set the clock to the next timer; a thread that was given up may be waiting for it."""
+        self._stuck = 0
         self._now = max(self._now, self._loop._scheduled[0]._when)
         # exactly the timers that are due by now: the loop adds its resolution to the time
         self._loop._clock_resolution = math.ulp(self._now)
-        return []
 
-    def _wait(self, at_work: int) -> list[Any]:
+    def _wait(self) -> list[Any]:
         """Wait really; give up on threads that say nothing for long."""
         if events := self._poll(ORDER_PATIENCE if self._inbox else HOLD_PATIENCE):
             return events
         if self._inbox:
             self._let_in()  # perhaps an earlier thread waits for this later one
-        elif at_work > self._stuck:
+        elif (at_work := self._at_work()) > self._stuck:
             log.warning(
                 "%d thread(s) said nothing for %s s: virtual time goes on without them",
                 at_work, HOLD_PATIENCE,

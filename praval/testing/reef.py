@@ -231,7 +231,7 @@ class TestReef(Reef):
 
     @property
     def spores(self) -> list[Spore]:
-        """Every spore that was published or replied, in order."""
+        """Every spore that was published, replies too, in order."""
         return self.record.spores
 
     @property

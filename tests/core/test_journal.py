@@ -377,8 +377,9 @@ async def test_a_journal_held_by_another_process_is_refused_at_once(path: Path) 
     """The error names the file; when the holder dies, even by kill -9, the file is free."""
     async with child(HOLDER, path) as holder:
         assert await read_line(holder) == "open"
-        with pytest.raises(JournalLockedError, match=str(path)):
-            await Journal.open(path)
+        async with asyncio.timeout(3):
+            with pytest.raises(JournalLockedError, match=str(path)):
+                await Journal.open(path)
         holder.kill()
         await holder.wait()
     async with opened(path) as journal:
@@ -563,7 +564,8 @@ async def test_a_closed_journal_refuses_every_call(path: Path) -> None:
 async def writer_ended() -> None:
     for thread in threading.enumerate():
         if thread.name == "praval-journal":
-            await asyncio.to_thread(thread.join)
+            await asyncio.to_thread(thread.join, 10)
+            assert not thread.is_alive()
 
 
 async def test_a_forgotten_journal_warns_and_gives_the_file_up(path: Path) -> None:

@@ -100,9 +100,7 @@ async def test_a_spore_rejected_for_want_of_room_does_not_free_the_key() -> None
         for n in range(6):
             broadcast({"type": "job", "n": n}, key="k")
 
-    settings = merge(
-        Settings(), {"reef_config": {"channel_capacity": 2, "hard_capacity": 3}}
-    )
+    settings = merge(Settings(), {"reef_config": {"channel_capacity": 2, "hard_capacity": 3}})
     async with TestReef(source, keyed(turns, responds_to=["job"]), settings=settings) as reef:
         await reef.broadcast({"type": "go"})
         await reef.settle()

@@ -22,8 +22,14 @@ from praval import Spore, SporeType
 from praval.core.spore import Header, new_id
 from praval.errors import KnowledgeError, MalformedSporeError, SporeError, SporeTooLargeError
 
-TEXT = st.text(st.characters(exclude_categories=["Cs"]))
-LEAF = st.none() | st.booleans() | st.integers() | TEXT | st.floats(allow_nan=False, allow_infinity=False)
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
+LEAF = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | TEXT
+    | st.floats(allow_nan=False, allow_infinity=False)
+)
 VALUE = st.recursive(
     LEAF, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4)
 )
@@ -331,7 +337,9 @@ def test_ids_of_a_forked_child_are_its_own() -> None:
 
 # -- malformed bytes -------------------------------------------------------------------------
 
-GOOD = json.loads(Spore.create({"type": "t", "a": [1, {"b": None}]}, priority=7, key="k").to_bytes())
+GOOD = json.loads(
+    Spore.create({"type": "t", "a": [1, {"b": None}]}, priority=7, key="k").to_bytes()
+)
 
 
 def changed(**changes: Any) -> bytes:
@@ -398,7 +406,9 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
             case 1:
                 del out[at : at + rng.randint(1, 9)]
             case 2:
-                out[at:at] = rng.choice([b"{", b"}", b"[", b'"', b"null", b"-1e999", b"\\ud800", b","])
+                out[at:at] = rng.choice(
+                    [b"{", b"}", b"[", b'"', b"null", b"-1e999", b"\\ud800", b","]
+                )
             case 3:
                 out[at : at + 5] = out[:5]
             case 4:

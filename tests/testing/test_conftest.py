@@ -78,7 +78,7 @@ def test_what_breaks_a_rule_fails(tmp_path: Path) -> None:
             **os.environ,
             "PRAVAL_DEFAULT_MODEL": "leaked",
             "OPENAI_API_KEY": "leaked",
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "transports")]),
         },
         capture_output=True,
         text=True,

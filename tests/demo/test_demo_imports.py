@@ -8,12 +8,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from demo_library import examine, import_oracle, refuted, verified, write_files
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from praval.demo.imports import Shelf, Unparsable, parse
 from praval.demo.sources import asyncio_folder
-from tests.demo.library import examine, import_oracle, refuted, verified, write_files
 
 TRICKY = {
     "pkg/__init__.py": "from . import alpha, VERSION\nfrom .beta import *\n",

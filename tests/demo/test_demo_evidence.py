@@ -6,12 +6,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from demo_library import examine, refuted, verified, write_files
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from praval.demo.evidence import Skeptic, markdown_targets
 from praval.demo.sources import MAX_BYTES, Catalogue, Source, find_sources
-from tests.demo.library import examine, refuted, verified, write_files
 
 LINKS = {
     "inline": "See [b](b.md).",

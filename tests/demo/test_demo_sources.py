@@ -7,13 +7,13 @@ import os
 from pathlib import Path
 
 import pytest
+from demo_library import write_files
 from hypothesis import given
 from hypothesis import strategies as st
 
 from praval.demo import sources
 from praval.demo.sources import asyncio_folder, decode, find_sources, printable, read_source
 from praval.errors import ConfigurationError
-from tests.demo.library import write_files
 
 
 def test_the_default_is_the_running_interpreters_asyncio() -> None:
