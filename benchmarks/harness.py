@@ -44,6 +44,8 @@ class Measurement:
     """Contestant -> package that is not installed."""
     crashed: dict[str, str] = field(default_factory=dict)
     """Contestant -> the end of its standard error."""
+    load: float = 0.0
+    """Load average of the minute before it ended; this program's own part is about 1."""
 
 
 @contextmanager
@@ -120,6 +122,7 @@ def measure(
             result.runs[name].append(None)
             kept = result.missing if "missing" in answer else result.crashed
             kept[name] = str(answer.get("missing") or answer.get("crashed"))
+    result.load = round(load_average(), 1)
     return result
 
 

@@ -21,6 +21,9 @@ RESULTS = HERE / "results.json"
 README = HERE / "README.md"
 START, END = "<!-- results: start -->", "<!-- results: end -->"
 
+_BUSY = 1.5
+"""Load average, this program's own 1 included, above which others disturbed a workload."""
+
 _PACKAGES = ("praval-asyncio", "pykka", "autogen-core", "uvloop", "opentelemetry-api")
 
 Line = tuple[Budget, Verdict | None]
@@ -149,6 +152,18 @@ def _stored(measurement: Measurement) -> dict[str, Any]:
     return {**asdict(measurement), "crashed": crashed}
 
 
+def _neighbours(measurements: Mapping[str, Measurement]) -> str:
+    """What the load average says about other programs: the table is worth what this says."""
+    disturbed = {n: m.load for n, m in measurements.items() if m.load > _BUSY}
+    if not disturbed:
+        return "Nothing else was running."
+    worst = max(disturbed.values())
+    return (
+        f"**Other programs were running** (load average up to {worst:g}) during "
+        f"{', '.join(disturbed)}: expect a wide range of pairs there, of W5 and W6 most."
+    )
+
+
 def write_readme(measurements: Mapping[str, Measurement]) -> None:
     """Replace what stands between the markers of README.md.
 
@@ -163,7 +178,7 @@ def write_readme(measurements: Mapping[str, Measurement]) -> None:
     facts = ", ".join(f"{key} {value}" for key, value in machine().items())
     body = "\n\n".join(
         [
-            f"Machine: {facts}.",
+            f"Machine: {facts}. {_neighbours(measurements)}",
             "### Budgets",
             markdown(budget_rows(judge(measurements))),
             "### Figures",

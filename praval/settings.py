@@ -103,6 +103,13 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     security: SecuritySettings = SecuritySettings()
     memory_config: MemorySettings = MemorySettings()
 
+    def __repr__(self) -> str:
+        """Everything but the password that a transport's URL may hold."""
+        shown = {name: getattr(self, name) for name in self.__struct_fields__}
+        if self.transport is not None:
+            shown["transport"] = re.sub(r"//[^/@]*@", "//***@", self.transport)
+        return f"Settings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
     @property
     def data_path(self) -> Path:
         """The data directory with ``~`` expanded; it may not exist yet."""
@@ -131,6 +138,12 @@ ENVIRONMENT: Mapping[str, str] = {
     "SHORT_TERM_RETENTION_HOURS": "memory_config.short_term_retention_hours",
 }
 """Environment variable -> setting. API keys are read by their providers, never kept here."""
+
+ENVIRONMENT_NOT_BUILT: Mapping[str, str] = {
+    "PRAVAL_ENABLE_SECURE_SPORES": "sealed spores",
+    "PRAVAL_TLS_CERT_DIR": "transports across hosts",
+}
+"""Variables of the guide that are accepted with a warning until their feature exists."""
 
 NOT_BUILT = {
     "transport": "transports across hosts",
@@ -165,7 +178,14 @@ def from_environment(environ: Mapping[str, str] | None = None) -> Settings:
             _convert(_nested(path, value), source=variable)
             _set(tree, path, value)
     for variable in environ:
-        if variable.startswith("PRAVAL_") and variable not in ENVIRONMENT:
+        if variable in ENVIRONMENT_NOT_BUILT:
+            warnings.warn(
+                f"{variable} is accepted, but {ENVIRONMENT_NOT_BUILT[variable]} are not in this "
+                "version yet: it has no effect.",
+                FutureWarning,
+                stacklevel=2,
+            )
+        elif variable.startswith("PRAVAL_") and variable not in ENVIRONMENT:
             hint = near(variable, ENVIRONMENT)
             if hint:
                 warnings.warn(f"Unknown environment variable {variable}.{hint}", stacklevel=2)
@@ -198,7 +218,7 @@ class _Current:
     """The process's settings, read on first use and replaced as a whole by ``configure``."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.value: Settings | None = None
 
 
@@ -222,9 +242,10 @@ def configure(changes: Mapping[str, Any] | None = None, /, **keys: Any) -> Setti
         UnknownNameError: a key does not exist; the message suggests the near name.
         ConfigurationError: a value has the wrong type or range; nothing is changed.
     """
-    base = current_settings()
-    merged = merge(base, {**(changes or {}), **keys})
+    if changes is not None and not isinstance(changes, Mapping):
+        raise ConfigurationError(f"configure() takes a mapping, not {type(changes).__name__}.")
     with _current.lock:
+        merged = merge(current_settings(), {**(changes or {}), **keys})
         _current.value = _applied(merged)
         return merged
 

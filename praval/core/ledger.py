@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from praval.core.delivery import DeadLetter, Failure, Outcome, Posted, Reason, Tally, shown
 from praval.core.spore import Spore, decode_knowledge, read_wire, wire_bytes
+from praval.errors import RequestFailedError
 
 if TYPE_CHECKING:
     from praval.core.journal import Journal
@@ -127,12 +128,14 @@ class Ledger(Tally):
         """Record why a delivery is about to end otherwise than handled."""
         self.reasons[reason] += 1
         name = runner.name if runner is not None else None
+        # an unanswered request was logged where it failed; a chain of them would be told each time
+        told = outcome is not Outcome.FAILED or isinstance(error, RequestFailedError)
         log.log(
             logging.ERROR if outcome is Outcome.FAILED else logging.DEBUG,
             "spore %s (%s) to agent %s: %s, %s%s",
             posted.header.id, posted.header.type, name, outcome.name.lower(), reason.value,
             f": {shown(error)}" if error is not None else "",
-            exc_info=error if outcome is Outcome.FAILED else None,
+            exc_info=None if told else error,
         )  # fmt: skip
         if outcome in BURIED and runner is not None:
             self._bury(posted, runner, reason, error)

@@ -130,8 +130,9 @@ class Publisher:
                 new_id(), now, expires_at, kind, channel, sender, to_agent, priority, spore_type
             )
         else:
-            _check_names(key=key)
-            _check_headers(headers)
+            if key is not None or headers is not None:
+                _check_names(key=key)
+                _check_headers(headers)
             root = None if parent is None else parent.header.root or parent.header.id
             hops = 0 if parent is None else parent.header.hops + 1
             header = Header(

@@ -50,10 +50,12 @@ from praval.sync import blocking_method, hop, owner_loop, run_on, worker_threads
 
 if TYPE_CHECKING:
     from praval.core.journal import Journal
+    from praval.core.tree import Watch
 
 log = logging.getLogger("praval.reef")
 T = TypeVar("T")
 State = Literal["new", "running", "closing", "closed"]
+NOT_ENTERED = "was not entered yet: use `async with Reef(...) as reef:`"
 
 
 class Reef:
@@ -109,6 +111,8 @@ class Reef:
         self.entered_by: asyncio.Task[Any] | None = None
         self._housekeeping: asyncio.Task[None] | None = None
         self._thread = 0
+        self.watches: set[Watch] = set()
+        """Sessions that wait for their trees."""
         self._routes = Routes()
         self._crew = Crew(self, self._routes)
         for candidate in agents:
@@ -360,7 +364,7 @@ class Reef:
             return await hop(self.loop, self.request(to, data, timeout, **options))
         self._must_run()
         timeout = self.settings.performance.timeout if timeout is None else timeout
-        if not timeout > 0:
+        if not (isinstance(timeout, (int, float)) and timeout > 0):
             raise ConfigurationError(f"timeout must be above 0 seconds, not {timeout!r}.")
         asker = open_handling()
         if asker is not None and asker.runner.reef is not self:
@@ -418,7 +422,10 @@ class Reef:
         Raises:
             IdleTimeoutError: work was left after ``timeout`` seconds.
             ReefError: the Reef broke down or was closed meanwhile.
+            ConfigurationError: the time-out is negative, or no number.
         """
+        if timeout is not None and not (isinstance(timeout, (int, float)) and timeout >= 0):
+            raise ConfigurationError(f"timeout must be 0 seconds or more, not {timeout!r}.")
         if get_ident() != self._thread:
             return await hop(self.loop, self.wait_idle(timeout))
         try:
@@ -433,6 +440,8 @@ class Reef:
     @property
     def pending(self) -> int:
         """Deliveries that wait, are being handled, or will be retried, counted where they are."""
+        if not self._thread:
+            return 0
         at_work = sum(runner.pending for runner in self._routes.runners.values())
         return at_work + self.books.in_transit
 
@@ -449,7 +458,7 @@ class Reef:
 
     def dead_letters(self) -> list[DeadLetter]:
         """Return the dead letters, oldest first (without a journal: the last 1,000)."""
-        return list(self.books.dead_letters)
+        return list(self.books.dead_letters) if self._thread else []
 
     async def replay(self, letter_id: str) -> Receipt:
         """Publish a dead letter again, to the same agent, under a new id.
@@ -541,7 +550,11 @@ class Reef:
         if self._failure is None and self._state == "running":
             log.critical("the Reef cannot go on: %r", error, exc_info=error)
             self._failure = error
-            self.books.fail_waiters(ReefError(f"The Reef broke down: {error!r}."))
+            broken = ReefError(f"The Reef broke down: {error!r}.")
+            self.books.fail_waiters(broken)
+            self.requests.close(broken)
+            for watch in self.watches:
+                watch.give_up(broken)
 
     def stop_tree(self, root: str, *, interrupt: bool = True) -> None:
         """Give up what belongs to one causal tree: what waits, and on request what runs."""
@@ -553,13 +566,21 @@ class Reef:
         owner_loop.set(self.loop)
         worker_threads.set(self.threads)
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Say of a part that is made on entering why it is not there."""
+            if name in ("books", "loop", "publisher", "requests", "threads"):
+                raise _NotEntered(f"The Reef {NOT_ENTERED}.")
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
     def _must_run(self) -> None:
         if self._failure is not None:
             raise ReefError(
                 f"The Reef broke down: {self._failure!r}. Close it and start a new one."
             ) from self._failure
         if self._state != "running" and not (self._state == "closing" and open_handling()):
-            how = {"new": "was not entered yet: use `async with Reef(...) as reef:`"}
+            how = {"new": NOT_ENTERED}
             raise ReefClosedError(f"The Reef {how.get(self._state, f'is {self._state}')}.")
 
     async def _open_journal(self) -> Journal | None:
@@ -586,6 +607,10 @@ class Reef:
 
     def __repr__(self) -> str:
         return f"<Reef {self.namespace!r} {self._state}, {len(self._routes.runners)} agents>"
+
+
+class _NotEntered(ReefClosedError, AttributeError):
+    """Also an AttributeError, so that ``getattr`` with a default works."""
 
 
 def _addressee(data: Mapping[str, Any]) -> str | None:

@@ -115,7 +115,10 @@ class Requests:
         if pending.runner.agent.options.on_error == "raise" and isinstance(error, Exception):
             pending.future.set_exception(error)
             return
-        cause = f": {shown(error)}" if error is not None else ""
+        first = error  # quoting each failure in the next would double its quotes each time
+        while isinstance(first, RequestFailedError) and first.__cause__ is not None:
+            first = first.__cause__
+        cause = f": {shown(first)}" if first is not None else ""
         failure = RequestFailedError(
             f"Agent {agent!r} did not answer request {posted.header.id}: {reason.value}{cause}."
         )
@@ -149,7 +152,7 @@ class Requests:
         todo = [asker]
         while todo:
             for pending in waits[todo.pop()]:
-                for worker in _answerers(pending):
+                for worker in _at_it(pending) or pending.runner.workers:
                     if worker not in waits:
                         waits[worker] = set(worker.waiting_for)
                         todo.append(worker)
@@ -173,12 +176,19 @@ def _has_free_slot(runner: AgentRunner) -> bool:
     return sum(1 for worker in runner.workers if worker.posted is not None) < runner.limit
 
 
-def _answerers(pending: Pending) -> list[Worker]:
-    """Return the workers on whose going on the reply depends."""
-    workers = list(pending.runner.workers)
-    at_it = [w for w in workers if w.posted is not None and w.posted.header.id == pending.id]
-    return at_it or workers
+def _at_it(pending: Pending) -> list[Worker]:
+    """Return the workers that handle this request; none: it waits for a worker."""
+    return [
+        worker
+        for worker in pending.runner.workers
+        if worker.posted is not None and worker.posted.header.id == pending.id
+    ]
 
 
 def _can_come(pending: Pending, going: set[Worker]) -> bool:
-    return _has_free_slot(pending.runner) or not going.isdisjoint(_answerers(pending))
+    """Whether a reply has come already, or some worker can give it."""
+    if pending.future.done():
+        return True  # its asker has not gone on yet
+    if at_it := _at_it(pending):
+        return not going.isdisjoint(at_it)
+    return _has_free_slot(pending.runner) or not going.isdisjoint(pending.runner.workers)

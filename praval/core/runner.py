@@ -115,12 +115,17 @@ class AgentRunner:
         self.bind(agent)
 
     def bind(self, agent: AgentDefinition) -> None:
-        """Use this definition from the next delivery on."""
+        """Use this definition from the next delivery on.
+
+        Raises:
+            HandlerSignatureError: it cannot be used; the old one stays.
+        """
+        invoke = build_invoke(agent, self.reef, self.reef.threads, self.reef.interceptors)
         self.agent = agent
+        self.invoke = invoke
         self.limit = agent.options.concurrency
         self._elastic = self.limit > 1
         self.asleep = True
-        self.invoke = build_invoke(agent, self.reef, self.reef.threads, self.reef.interceptors)
         self._gated = (
             agent.options.max_calls_per_minute is not None or self.reef.journal is not None
         )
@@ -289,6 +294,8 @@ class AgentRunner:
         """Wait for the throttle, then write the attempt down before it begins."""
         worker.gated = posted
         try:
+            if worker.interruption == "close":
+                raise asyncio.CancelledError  # the last handler caught it; the worker must not
             if self.agent.options.max_calls_per_minute is not None:
                 await self._throttle(self.agent.options.max_calls_per_minute)
             journal = self.reef.journal
@@ -296,7 +303,10 @@ class AgentRunner:
                 # the mark of the one before was written first: one commit serves both
                 await journal.begin(posted.header.id, self.name, posted.attempt)
         except BaseException:
-            self.mailbox.put_back(posted)  # it never began: it still waits
+            if self.gone is None or self._stays(self.gone):
+                self.mailbox.put_back(posted)  # it never began: it still waits
+            else:
+                self.lose(None, posted, Outcome.CANCELLED, self.gone)
             raise
         finally:
             worker.gated = None

@@ -98,6 +98,7 @@ async def run_tree(
     posted = reef.publisher.compose(data, channel, to_agent=target_of(data))
     posted.tree = Tree(posted.header.id, watch)
     timed_out = False
+    reef.watches.add(watch)
     try:
         async with asyncio.timeout(timeout):
             await reef.publisher.publish(posted, explicit=False)
@@ -110,6 +111,8 @@ async def run_tree(
         watch.stopped = True
         reef.stop_tree(posted.header.id, interrupt=True)
         raise
+    finally:
+        reef.watches.discard(watch)
     if watch.raised is not None:
         raise watch.raised
     return SessionResult.of(watch, timed_out=timed_out)

@@ -48,7 +48,7 @@ class Watch:
         self.started = 0
         self.stopped = False
         self.raised: BaseException | None = None
-        """Error of an agent with ``on_error="raise"``."""
+        """What the session raises: that of an ``on_error="raise"`` agent, or of the Reef."""
         self.finished = asyncio.Event()
 
     def accept(self, deliveries: int) -> None:
@@ -72,6 +72,11 @@ class Watch:
         self.tally.pending -= 1
         if self.tally.pending == 0:
             self.finished.set()
+
+    def give_up(self, error: BaseException) -> None:
+        """The tree will never be finished: whoever waits gets the error."""
+        self.raised = self.raised or error
+        self.finished.set()
 
     def add_result(self, agent: str, value: dict[str, Any]) -> None:
         """Remember what a handler returned."""

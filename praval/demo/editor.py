@@ -12,8 +12,8 @@ import msgspec
 from praval.demo.markdown import to_markdown
 from praval.demo.page import to_html
 from praval.demo.reading import Facts
-from praval.demo.report import MARK, FileEntry, Finding, Report
-from praval.demo.sources import Catalogue, Skipped
+from praval.demo.report import MARK, NOT_READ, FileEntry, Finding, Report
+from praval.demo.sources import Catalogue, Skipped, Source
 from praval.demo.summaries import Summary
 from praval.errors import ConfigurationError
 
@@ -69,12 +69,14 @@ class Editor:
         silent = [name for name in read if name not in self._summaries]
         unreadable = [Skipped(name, f"cannot be read: {why}") for name, why in
                       self._unreadable.items()]  # fmt: skip
+        verified = [finding for name in read for finding in self._verified.get(name, ())]
+        needed = {finding.target for finding in verified} - {*read}
         return Report(
             title=self._catalogue.title,
             root=self._catalogue.root,
             partial=circumstances.stopped or bool(unread or unchecked or silent),
-            files=[self._entry(name) for name in read],
-            verified=[finding for name in read for finding in self._verified.get(name, ())],
+            files=[self._entry(s) for s in self._catalogue.sources if s.name in {*read, *needed}],
+            verified=verified,
             refuted=[finding for name in read for finding in self._refuted.get(name, ())],
             skipped=sorted([*self._catalogue.skipped, *unreadable], key=lambda s: s.name),
             unread=unread,
@@ -85,9 +87,12 @@ class Editor:
             ledger=circumstances.ledger,
         )
 
-    def _entry(self, name: str) -> FileEntry:
-        facts = self._facts[name]
-        return FileEntry(name, facts.kind, facts.lines, facts.note, self._summaries.get(name))
+    def _entry(self, source: Source) -> FileEntry:
+        facts = self._facts.get(source.name)
+        if facts is None:
+            return FileEntry(source.name, source.kind, 0, NOT_READ, None)
+        summary = self._summaries.get(source.name)
+        return FileEntry(source.name, source.kind, facts.lines, facts.note, summary)
 
 
 def check_out(folder: Path) -> None:
@@ -130,7 +135,7 @@ def write_report(report: Report, folder: Path) -> dict[str, Any]:
         finally:
             partial.unlink(missing_ok=True)
     return {
-        "files": len(report.files),
+        "files": report.read,
         "verified": len(report.verified),
         "refuted": len(report.refuted),
         "by_model": report.by_model,

@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
-from praval.demo.report import MARK, FileEntry, Finding, Report, count, origin, who_wrote
+from praval.demo.report import MARK, NOT_READ, FileEntry, Finding, Report, count, origin, who_wrote
 from praval.demo.sources import printable
 
 _SPECIAL = re.compile(r"([\\`*\[\]<>&#|~!$]|(?<!\w)_|_(?!\w))")
@@ -35,7 +35,7 @@ def _lines(report: Report) -> Iterator[str]:
     yield f"# {plain(report.title)}: what its files are for, and how they depend on each other"
     yield ""
     yield (
-        f"{count(len(report.files), 'file')} read in {report.seconds:.0f} s; "
+        f"{count(report.read, 'file')} read in {report.seconds:.0f} s; "
         f"{count(len(report.verified), 'dependency', 'dependencies')} verified against the "
         f"source, {count(len(report.refuted), 'proposal')} refuted. {plain(who_wrote(report))}"
     )
@@ -72,8 +72,8 @@ def _section(title: str, lines: Iterable[str], empty: str = "") -> Iterator[str]
 def _file(file: FileEntry) -> str:
     sentence = plain(file.summary.sentence) if file.summary else ""
     note = f", {plain(file.note)}" if file.note else ""
-    about = f"{count(file.lines, 'line')}{note}"
-    return f"- {code(file.name)} ({about}): {sentence} *[{plain(origin(file.summary))}]*"
+    about = f" ({count(file.lines, 'line')}{note})" if file.note != NOT_READ else ""
+    return f"- {code(file.name)}{about}: {sentence} *[{plain(origin(file))}]*"
 
 
 def _dependencies(findings: Iterable[Finding]) -> Iterator[str]:

@@ -12,7 +12,7 @@ from html import escape
 from importlib.resources import files
 
 from praval.demo.drawing import Node, draw
-from praval.demo.report import MARK, FileEntry, Finding, Report, count, origin, who_wrote
+from praval.demo.report import MARK, NOT_READ, FileEntry, Finding, Report, count, origin, who_wrote
 from praval.demo.sources import printable
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -65,7 +65,7 @@ def _partial(report: Report) -> str:
 
 def _cards(report: Report) -> str:
     cards = [
-        (len(report.files), "files read"),
+        (report.read, "files read"),
         (len(report.verified), "dependencies verified"),
         (len(report.refuted), "proposals refuted"),
         (report.by_model, "summaries by the model"),
@@ -113,7 +113,8 @@ def _files(report: Report, ids: dict[str, str]) -> str:
 
 def _row(file: FileEntry, ids: dict[str, str], below: Sequence[Finding], above: int) -> str:
     look = "model" if file.summary and file.summary.origin == "model" else "extracted"
-    note = f'<br/><span class="soft">{text(file.note)}</span>' if file.note else ""
+    about = [count(file.lines, "line")] if file.note != NOT_READ else []
+    about += [text(file.note)] if file.note else []
     uses = ", ".join(
         f'<a class="file" href="#{ids[edge.target]}" title="{text(_evidence(edge))}">'
         f"{text(edge.target)}</a>"
@@ -122,8 +123,8 @@ def _row(file: FileEntry, ids: dict[str, str], below: Sequence[Finding], above: 
     sentence = text(file.summary.sentence) if file.summary else ""
     return (
         f'<tr id="row-{ids[file.name]}"><td><span class="file">{text(file.name)}</span><br/>'
-        f'<span class="soft">{count(file.lines, "line")}</span>{note}</td>'
-        f'<td>{sentence} <span class="tag {look}">{text(origin(file.summary))}</span></td>'
+        f'<span class="soft">{"<br/>".join(about)}</span></td>'
+        f'<td>{sentence} <span class="tag {look}">{text(origin(file))}</span></td>'
         f'<td>{uses}</td><td class="number">{above}</td></tr>'
     )
 

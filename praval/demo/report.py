@@ -14,8 +14,15 @@ MARK = "Written by praval demo"
 """Stands at the top of each report; a file without it is never overwritten."""
 
 
+NOT_READ = "not read"
+"""The note of a file that is listed because others depend on it."""
+
+
 class FileEntry(msgspec.Struct, frozen=True):
-    """One file that was read; ``summary`` is None when the run ended before it had one."""
+    """One file that was read, or that a read one depends on.
+
+    ``summary`` is None when the run ended before it had one.
+    """
 
     name: str
     kind: Kind
@@ -62,6 +69,11 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         return [(finding.source, finding.target) for finding in self.verified]
 
     @property
+    def read(self) -> int:
+        """How many files were read."""
+        return sum(file.note != NOT_READ for file in self.files)
+
+    @property
     def circles(self) -> list[list[str]]:
         """Groups of files that depend on each other in a circle."""
         return cycles([file.name for file in self.files], self.edges)
@@ -100,10 +112,11 @@ def who_wrote(report: Report) -> str:
     )
 
 
-def origin(summary: Summary | None) -> str:
-    """Mark a summary: whose words it is."""
+def origin(file: FileEntry) -> str:
+    """Mark a summary: whose words it is, or why there is none."""
+    summary = file.summary
     if summary is None:
-        return "not summarised"
+        return NOT_READ if file.note == NOT_READ else "not summarised"
     if summary.origin == "model":
         return "model"
     return f"extracted: {summary.note}" if summary.note else "extracted"

@@ -76,8 +76,9 @@ class StopSign:
         try:
             yield
         finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+            if self.number is None:
+                for number, handler in previous.items():
+                    signal.signal(number, handler)
 
 
 async def run(job: Job, screen: Screen) -> Outcome:
@@ -96,10 +97,11 @@ async def run(job: Job, screen: Screen) -> Outcome:
             stop = asyncio.ensure_future(sign.raised.wait())
             await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
             stop.cancel()
-            if not work.cancel():
+            unfinished = work.cancel()
+            if not unfinished:
                 work.result()  # raises what went wrong
             circumstances = Circumstances(
-                stopped=sign.number is not None,
+                stopped=unfinished,
                 seconds=time.monotonic() - began,
                 model=job.speaker,
                 ledger=_counts(reef.ledger()),
@@ -108,7 +110,6 @@ async def run(job: Job, screen: Screen) -> Outcome:
                 "editor",
                 {"type": "hand_in", "circumstances": msgspec.to_builtins(circumstances)},
                 timeout=WRITING,
-                priority=10,
             )
             closing = asyncio.ensure_future(reef.aclose(drain=sign.number is None))
             await asyncio.wait({closing}, timeout=CLOSING if sign.number else None)

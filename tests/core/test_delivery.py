@@ -52,7 +52,9 @@ def test_a_copier_copies_everything_that_can_change(knowledge: dict[str, Any]) -
     make = copier(raw)
     first, second = make(), make()
     assert first == second == expected
-    shared = {id(found) for found in containers(first)} & {id(found) for found in containers(second)}
+    shared = {id(found) for found in containers(first)} & {
+        id(found) for found in containers(second)
+    }
     assert not shared
     spoil(first)
     assert second == expected

@@ -56,7 +56,10 @@ async def opened(path: Path, **options: Any) -> AsyncIterator[Journal]:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / "reef.journal"
+    """A file to be made in a folder with nothing else in it."""
+    folder = tmp_path / "journals"
+    folder.mkdir()
+    return folder / "reef.journal"
 
 
 def run_sql(path: Path, *statements: str) -> list[tuple[Any, ...]]:
@@ -114,10 +117,11 @@ async def test_a_delivery_is_new_once(path: Path) -> None:
         assert ids(await journal.unsettled("z")) == ["a"]
 
 
+@pytest.mark.every_loop
 async def test_one_batch_sees_its_own_changes(path: Path) -> None:
     """Calls queued without awaiting take effect in order, though one transaction writes them."""
     async with opened(path) as journal:
-        results = await asyncio.gather(
+        results: tuple[object, ...] = await asyncio.gather(
             journal.accept("a", b"1", ["x"]),
             journal.begin("a", "x", 1),
             journal.settle("a", "x", "handled", [("b", b"2", ["x"])]),
@@ -125,7 +129,7 @@ async def test_one_batch_sees_its_own_changes(path: Path) -> None:
             journal.accept("b", b"2", ["x"]),
             journal.bury("b", "x", "failed", "boom", 0),
         )
-        assert results == [("x",), None, None, (), (), 1]
+        assert list(results) == [("x",), None, None, (), (), 1]
         assert await journal.unsettled("x") == []
         assert [letter.body for letter in await journal.dead()] == [b"2"]
 
@@ -475,13 +479,13 @@ def modes(folder: Path) -> dict[str, int]:
 
 async def test_what_is_made_is_private_to_its_user(tmp_path: Path) -> None:
     """Missing folders get 0700, the file and its log 0600; folders that were there are left."""
-    there = tmp_path / "there"
+    there = tmp_path / "outer" / "there"
     before = os.umask(0)
     try:
-        await asyncio.to_thread(there.mkdir, 0o755)
+        await asyncio.to_thread(there.mkdir, 0o755, parents=True)
         async with opened(there / "data" / "desk #1?" / "reef.journal") as journal:
             await journal.accept("a", b"1", ["x"])
-            assert await asyncio.to_thread(modes, tmp_path) == {
+            assert await asyncio.to_thread(modes, there.parent) == {
                 "there": 0o755,
                 "data": 0o700,
                 "desk #1?": 0o700,
@@ -519,6 +523,7 @@ def test_sqlite_is_not_imported_until_a_journal_is_opened() -> None:
 # --------------------------------------------------------------------------- closing
 
 
+@pytest.mark.every_loop
 async def test_close_writes_what_is_queued(path: Path) -> None:
     """Work that nobody awaited is in the file, the log is folded in, the thread has ended."""
     journal = await Journal.open(path)
@@ -530,6 +535,7 @@ async def test_close_writes_what_is_queued(path: Path) -> None:
     assert await rows(path, "SELECT count(*) FROM delivery") == [(5_000,)]
 
 
+@pytest.mark.every_loop
 async def test_close_can_be_called_again_and_together(path: Path) -> None:
     """Every caller returns when the journal is closed, also if another one was cancelled."""
     journal = await Journal.open(path)
@@ -599,6 +605,7 @@ def test_a_journal_whose_loop_is_gone_still_writes_what_was_queued(path: Path) -
         del abandoned
 
 
+@pytest.mark.every_loop
 async def test_an_opening_that_is_cancelled_leaves_the_file_free(path: Path) -> None:
     """Nobody is left holding a journal that nobody got."""
     with pytest.raises(TimeoutError):
@@ -621,6 +628,7 @@ class Complaints:
         loop.set_exception_handler(lambda _, context: self.seen.append(context))
 
 
+@pytest.mark.every_loop
 async def test_a_bad_change_fails_alone(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Its neighbours in the batch are stored; the failure is logged once, even if unread."""
     complaints = Complaints()
@@ -683,24 +691,28 @@ class Fatal(BaseException):
 class Poison(str):
     """A name that kills whoever looks it up, once the test has seen it taken and lets it."""
 
-    taken = threading.Event()
-    act = threading.Event()
+    def __init__(self, _: str) -> None:
+        self.taken = threading.Event()
+        self.act = threading.Event()
 
     def __hash__(self) -> int:
         self.taken.set()
-        self.act.wait()
+        self.act.wait(10)
         raise Fatal("poison")
 
 
+@pytest.mark.every_loop
 async def test_nobody_waits_for_a_dead_writer(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """When the thread dies, all that waits fails, and so does each later call, at once."""
     complaints = Complaints()
     journal = await Journal.open(path)
     await journal.accept("safe", b"1", ["x"])
-    doomed = [journal.accept(Poison("p"), b"", ["x"]), journal.accept("with it", b"", ["x"])]
-    await asyncio.to_thread(Poison.taken.wait)
+    doomed: list[asyncio.Future[Any]]
+    poison = Poison("p")
+    doomed = [journal.accept(poison, b"", ["x"]), journal.accept("with it", b"", ["x"])]
+    await asyncio.to_thread(poison.taken.wait, 10)
     doomed += [journal.accept("behind it", b"", ["x"]), asyncio.ensure_future(journal.counts())]
-    Poison.act.set()
+    poison.act.set()
     for future in doomed:
         with pytest.raises(JournalError, match=r"died \(Fatal: poison\)"):
             await future
@@ -715,6 +727,7 @@ async def test_nobody_waits_for_a_dead_writer(path: Path, caplog: pytest.LogCapt
         assert ids(await journal.unsettled("x")) == ["safe"]
 
 
+@pytest.mark.every_loop
 async def test_a_cancelled_waiter_undoes_nothing(path: Path) -> None:
     """Cancelling a future, or the task that awaits it, leaves the change and its neighbours."""
     async with opened(path) as journal:

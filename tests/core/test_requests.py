@@ -229,6 +229,25 @@ async def test_requests_nest_200_deep() -> None:
         assert reef.ledger().balanced
 
 
+async def test_a_failure_200_deep_comes_up_with_its_first_cause() -> None:
+    """Each asker fails in turn; the message does not grow on the way."""
+    team = chain(200)
+
+    @agent("c200")
+    async def broken(spore: Spore) -> None:
+        raise ZeroDivisionError("it's \"far\" down")
+
+    async def ask(spore: Spore, reef: Reef) -> Any:
+        return await reef.request("c200", {}, timeout=60)
+
+    team[-1] = agent("c199")(ask)
+    async with TestReef(*team, broken) as reef:
+        with pytest.raises(RequestFailedError, match="far") as caught:
+            await reef.request("c0", {}, timeout=60)
+        assert len(str(caught.value)) < 300
+        assert reef.ledger().failed == 201
+
+
 async def test_plain_handlers_nest_deeper_than_there_are_threads() -> None:
     """One that waits for a reply gives its slot to another."""
     async with Reef(*chain(40, plain=True), settings=Settings(max_threads=2)) as reef:

@@ -17,27 +17,28 @@ from demo_library import write_files
 
 PRAVAL = [sys.executable, "-c", "from praval.cli import main; main()"]
 SLOW_MODEL = """
-import asyncio, time
+import asyncio, itertools, time
 from praval.cli import main
 from praval.providers import register_provider
 from praval.providers.base import BaseProvider
 from praval.testing import FunctionModel
 
-asked = 0
+number = itertools.count(1)  # two questions are answered, then all four readers wait
+
+def busy():
+    asked = next(number)
+    if asked == 6:
+        print("all readers wait", flush=True)
+    return asked > 2
 
 async def awaits(messages):
-    global asked
-    asked += 1
-    if asked > 2:
+    if busy():
         await asyncio.sleep(3600)
     return "It does its part."
 
 class Blocks(BaseProvider):
-    asked = 0
-
     def chat(self, messages, model=None, **options):
-        self.asked += 1
-        if self.asked > 2:
+        if busy():
             time.sleep(3600)
         return "It does its part."
 
@@ -86,9 +87,9 @@ def read_until(process: subprocess.Popen[str], part: str) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Six files that depend on each other in a row."""
+    """Nine files that depend on each other in a row."""
     return write_files(
-        tmp_path / "src", {f"m{n}.py": f'"""Module {n}."""\nimport m{n + 1}\n' for n in range(6)}
+        tmp_path / "src", {f"m{n}.py": f'"""Module {n}."""\nimport m{n + 1}\n' for n in range(9)}
     )
 
 
@@ -129,8 +130,8 @@ def test_out_names_another_folder(folder: Path, tmp_path: Path) -> None:
 def test_its_own_reports_are_not_read(folder: Path) -> None:
     """Run inside the folder twice, it finds the same files."""
     outputs = [praval("demo", ".", "--no-model", cwd=folder).stdout for _ in range(2)]
-    assert "found 6 files, skipped 0" in outputs[0]
-    assert "found 6 files, skipped 2" in outputs[1]
+    assert "found 9 files, skipped 0" in outputs[0]
+    assert "found 9 files, skipped 2" in outputs[1]
 
 
 @pytest.mark.parametrize(
@@ -171,7 +172,7 @@ def test_a_signal_leaves_a_partial_report(
     """While the model is busy for an hour, whichever way: within 2 s, with what was read."""
     command = [sys.executable, "-c", SLOW_MODEL, "demo", str(folder), "--provider", provider]
     with started(*command, cwd=tmp_path) as process:
-        read_until(process, "2/6")
+        read_until(process, "all readers wait")
         process.send_signal(number)
         began = time.monotonic()
         assert process.stdout is not None
@@ -184,7 +185,8 @@ def test_a_signal_leaves_a_partial_report(
     report = (tmp_path / "report.md").read_text()
     assert "**Partial report:** the run was stopped." in report
     assert report.count("It does its part. *[model]*") == 2
-    assert "not summarised" in report
+    assert report.count("*[not summarised]*") == 4
+    assert "`m8.py`: not read" in report
     assert "Partial report" in (tmp_path / "report.html").read_text()
 
 
@@ -237,7 +239,7 @@ def test_on_a_terminal_there_is_a_live_bar(folder: Path, tmp_path: Path) -> None
         os.close(ours)
         assert process.wait(30) == 0
     text = shown.decode()
-    for part in ("librarian", "readers", "linker", "skeptic", "files", "/6", "balanced"):
+    for part in ("librarian", "readers", "linker", "skeptic", "files", "/9", "balanced"):
         assert part in text
     assert "\x1b[" in text
 

@@ -64,9 +64,9 @@ def test_the_skeleton_reaches_as_far_with_as_few(edges: set[Edge]) -> None:
 
 def test_a_long_chain_is_no_problem() -> None:
     """A chain of files far longer than Python's recursion limit."""
-    names = [f"{n:05}" for n in range(5000)]
+    names = [f"{n:05}" for n in range(2000)]
     chain = list(itertools.pairwise(names))
-    assert len(components(names, chain)) == 5000
+    assert len(components(names, chain)) == 2000
     assert upward(names, [*chain, (names[-1], names[0])]) != set()
     assert cycles(names, [*chain, (names[-1], names[0])]) == [names]
 

@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from praval.demo.editor import check_out, write_report
+from praval.demo.editor import Circumstances, Editor, check_out, write_report
 from praval.demo.markdown import code, plain, to_markdown
 from praval.demo.page import to_html
+from praval.demo.reading import Facts
 from praval.demo.report import FileEntry, Finding, Report
-from praval.demo.sources import Skipped, printable
+from praval.demo.sources import Catalogue, Skipped, Source, printable
 from praval.demo.summaries import Summary
 from praval.errors import ConfigurationError
 
@@ -126,6 +127,25 @@ def test_a_partial_report_says_so_and_what_is_missing() -> None:
         assert "Partial report" in text
         assert "1 file not read" in text.replace("\n", " ")
         assert "d.py" in text
+
+
+def test_a_partial_report_draws_what_was_not_read_but_is_depended_on() -> None:
+    """A verified edge may lead to a file that the run did not get to."""
+    editor = Editor()
+    sources = [Source(name, "python", 1) for name in ("a.py", "b.py", "c.py")]
+    catalogue = Catalogue("lib", "/lib", sources, [], [])
+    facts = Facts("a.py", "python", 1, "", [], [], [], [])
+    edge = Finding("a.py", "b.py", "line 1: import b", 1, "import b")
+    editor.take("catalogue", {"catalogue": msgspec.to_builtins(catalogue)})
+    editor.take("facts", {"facts": msgspec.to_builtins(facts)})
+    editor.take("verdicts", msgspec.to_builtins({"source": "a.py", "verified": [edge],
+                                                 "refuted": []}))  # fmt: skip
+    report = editor.report(Circumstances(True, 1.0, "", {}))
+    assert [(file.name, file.note) for file in report.files] == [("a.py", ""), ("b.py", "not read")]
+    assert report.read == 1
+    assert list(report.unread) == ["b.py", "c.py"]
+    assert "1 file read" in to_markdown(report)
+    assert {"a.py", "b.py"} <= set(ElementTree.fromstring(to_html(report)).itertext())
 
 
 def test_the_ledger_balances_or_the_report_says_no() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, assert_type
 
 from praval import (
@@ -11,8 +11,12 @@ from praval import (
     AgentSession,
     DeadLetter,
     Failure,
+    Interceptor,
     LedgerSnapshot,
+    Outcome,
     Pipeline,
+    PravalError,
+    Reason,
     Receipt,
     Reef,
     Registry,
@@ -80,9 +84,20 @@ async def reefs() -> None:
         assert_type(await reef.publish(Spore.create({"n": 1}, type="question")), Receipt)
         assert_type(await reef.send("plain", {"n": 1}), Receipt)
         assert_type(await reef.request("coroutine", {"type": "question"}, timeout=5), Spore)
+        assert_type(await reef.abroadcast_to_channel("main", {"n": 1}), Receipt)
+        assert_type(await reef.replay("letter"), Receipt)
+        assert_type(reef.add(urgent), Awaitable[None])
         await reef.add(urgent)
         await reef.remove("urgent")
         await reef.wait_idle(timeout=30)
+        assert_type(reef.channels, list[str])
+        assert_type(reef.pending, int)
+        assert_type(reef.running, bool)
+        assert_type(reef.clear_channel("main"), int)
+        assert_type(reef.get_statistics(), dict[str, Any])
+        assert_type(reef.health_check(), dict[str, Any])
+        assert_type(reef.settings, Settings)
+        await reef.aclose()
         assert_type(reef.ledger(), LedgerSnapshot)
         assert_type(reef.ledger().balanced, bool)
         assert_type(reef.dead_letters(), list[DeadLetter])
@@ -92,6 +107,55 @@ def spores(spore: Spore) -> None:
     """A spore travels as bytes."""
     assert_type(spore.to_bytes(), bytes)
     assert_type(Spore.from_bytes(b"{}"), Spore)
+    assert_type(spore.replace(channel="other"), Spore)
+    assert_type(spore.id, str)
+    assert_type(spore.expires_at, float | None)
+    assert_type(spore.headers, dict[str, str])
+    assert_type(spore.data_references, list[str])
+
+
+def losses(failure: Failure, letter: DeadLetter, receipt: Receipt) -> None:
+    """What became of a delivery is typed, down to the reason."""
+    assert_type(failure.outcome, Outcome)
+    assert_type(failure.reason, Reason)
+    assert_type(failure.error, BaseException | None)
+    assert_type(letter.spore, Spore)
+    assert_type(letter.reason, Reason)
+    assert_type(receipt.id, str)
+    assert_type(receipt.rejected, tuple[str, ...])
+
+
+class Timing(Interceptor):
+    """An interceptor overrides what it needs."""
+
+    def publish(self, spore: Spore) -> Spore:
+        """See each spore before it is routed."""
+        return spore.replace(headers={**spore.headers, "timed": "yes"})
+
+    async def handle(
+        self, spore: Spore, agent: AgentDefinition, call_next: Callable[[Spore], Awaitable[Any]]
+    ) -> Any:
+        """Stand around a handler."""
+        return await call_next(spore)
+
+
+class Librarian(Agent):
+    """A subclass overrides ``handle``."""
+
+    async def handle(self, spore: Spore) -> dict[str, Any]:
+        """Answer with the model."""
+        assert_type(await self.achat("hello"), str)
+        return {"name": self.name}
+
+
+async def classes() -> None:
+    """Instances of Agent and interceptors go where the signatures say."""
+    async with Reef(Librarian("librarian"), interceptors=[Timing()]) as reef:
+        assert_type(reef, Reef)
+    try:
+        await reef.send("librarian", {})
+    except PravalError as error:
+        assert_type(error, PravalError)
 
 
 async def sessions() -> None:
@@ -116,10 +180,16 @@ def from_a_script() -> None:
     """The blocking forms return what their twins do."""
     assert_type(start_agents(coroutine, initial_data={"n": 1}, max_iterations=9), SessionResult)
     assert_type(get_reef(), Reef)
+    assert_type(Agent("x").chat("hello"), str)
+    session = AgentSession("id", timeout=5, max_agents=3)
+    session.start({"type": "question"})
+    assert_type(session.wait_for_completion(), SessionResult)
     pipeline = agent_pipeline(coroutine, plain)
     assert_type(pipeline, Pipeline)
     assert_type(pipeline.run({"n": 1}, timeout=5), SessionResult)
     assert_type(get_registry(), Registry)
     assert_type(register_agent(plain), Agent)
+    assert_type(get_registry().get_agent("plain"), Agent)
+    assert_type(get_registry().list_agents(), list[dict[str, Any]])
     assert_type(get_agent_info("plain"), dict[str, Any])
     assert_type(configure({"reef_config": {"channel_capacity": 10}}), Settings)

@@ -1,0 +1,355 @@
+"""Settings: environment, ``.env``, ``configure``, and who keeps which."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from praval import Reef, Settings, Spore, agent, configure
+from praval.errors import ConfigurationError, FeatureUnavailableError, UnknownNameError
+from praval.settings import (
+    ENVIRONMENT,
+    ENVIRONMENT_NOT_BUILT,
+    NOT_BUILT,
+    current_settings,
+    from_environment,
+    merge,
+    reset_settings,
+)
+
+VARIABLES: dict[str, tuple[str, str, Any]] = {
+    "PRAVAL_DEFAULT_PROVIDER": ("openai", "default_provider", "openai"),
+    "PRAVAL_DEFAULT_MODEL": ("gpt-4-turbo", "default_model", "gpt-4-turbo"),
+    "PRAVAL_LOG_LEVEL": ("info", "log_level", "INFO"),
+    "PRAVAL_MAX_THREADS": ("12", "max_threads", 12),
+    "PRAVAL_DATA_DIR": ("/var/lib/x", "data_dir", "/var/lib/x"),
+    "PRAVAL_DEBUG": ("true", "debug", True),
+    "PRAVAL_TRANSPORT": ("amqps://host/", "transport", "amqps://host/"),
+    "PRAVAL_REEF_CAPACITY": ("2000", "reef_config.channel_capacity", 2000),
+    "PRAVAL_MESSAGE_TTL": ("7200", "reef_config.message_ttl", 7200.0),
+    "PRAVAL_CLEANUP_INTERVAL": ("60.5", "reef_config.cleanup_interval", 60.5),
+    "PRAVAL_ENABLE_CACHING": ("false", "performance.enable_caching", False),
+    "PRAVAL_CACHE_TTL": ("1800", "performance.cache_ttl", 1800.0),
+    "PRAVAL_MAX_RETRIES": ("0", "performance.max_retries", 0),
+    "PRAVAL_REQUEST_TIMEOUT": ("60", "performance.timeout", 60.0),
+    "QDRANT_URL": ("http://localhost:6333", "memory_config.qdrant_url", "http://localhost:6333"),
+    "QDRANT_API_KEY": ("key", "memory_config.qdrant_api_key", "key"),
+    "PRAVAL_COLLECTION_NAME": ("memories", "memory_config.collection_name", "memories"),
+    "SHORT_TERM_MAX_ENTRIES": ("5000", "memory_config.short_term_max_entries", 5000),
+    "SHORT_TERM_RETENTION_HOURS": ("48", "memory_config.short_term_retention_hours", 48.0),
+}
+"""Variable -> its text, the setting it means, and the value that setting then has."""
+
+
+def at(settings: Any, path: str) -> Any:
+    for name in path.split("."):
+        settings = getattr(settings, name)
+    return settings
+
+
+@pytest.fixture
+def logger() -> Iterator[logging.Logger]:
+    """The package's logger, with its level put back afterwards."""
+    found = logging.getLogger("praval")
+    level = found.level
+    yield found
+    found.setLevel(level)
+
+
+# -- environment -----------------------------------------------------------------------------
+
+
+def test_the_table_below_knows_every_variable() -> None:
+    """Whoever adds a variable adds it to these tests."""
+    assert {name: path for name, (_, path, _) in VARIABLES.items()} == dict(ENVIRONMENT)
+
+
+@pytest.mark.parametrize("variable", VARIABLES)
+def test_each_variable_of_the_guide_has_its_effect(variable: str) -> None:
+    """It changes the setting it names and no other; blanks around the value do not matter."""
+    text, path, value = VARIABLES[variable]
+    settings = from_environment({variable: f" {text} "})
+    assert at(settings, path) == value
+    assert type(at(settings, path)) is type(value)
+    others = [other for _, other, _ in VARIABLES.values() if other != path]
+    assert [at(settings, other) for other in others] == [at(Settings(), each) for each in others]
+
+
+def test_an_empty_variable_is_as_good_as_none() -> None:
+    """A line without a value in a compose file changes nothing."""
+    assert from_environment(dict.fromkeys(VARIABLES, "  ")) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        ("PRAVAL_MAX_THREADS", "0"), ("PRAVAL_MAX_THREADS", "ten"), ("PRAVAL_MAX_THREADS", "1.5"),
+        ("PRAVAL_MESSAGE_TTL", "-1"), ("PRAVAL_MESSAGE_TTL", "nan"), ("PRAVAL_MESSAGE_TTL", "0"),
+        ("PRAVAL_REQUEST_TIMEOUT", "nan"), ("PRAVAL_LOG_LEVEL", "loud"), ("PRAVAL_DEBUG", "maybe"),
+        ("PRAVAL_REEF_CAPACITY", "-5"), ("PRAVAL_MAX_RETRIES", "-1"), ("PRAVAL_CACHE_TTL", "x"),
+    ],
+)  # fmt: skip
+def test_a_bad_value_names_its_variable(variable: str, text: str) -> None:
+    """The error says which variable is wrong, although several are set."""
+    with pytest.raises(ConfigurationError, match=f"in {variable}: .*Expected|Invalid"):
+        from_environment({"PRAVAL_DEFAULT_MODEL": "fine", variable: text})
+
+
+def test_a_misspelt_variable_is_pointed_out() -> None:
+    """A variable that looks like one of ours is warned about, with the near name."""
+    with pytest.warns(UserWarning, match='PRAVAL_MAX_THREAD.*Did you mean "PRAVAL_MAX_THREADS"'):
+        settings = from_environment({"PRAVAL_MAX_THREAD": "4"})
+    assert settings == Settings()
+
+
+def test_a_variable_of_somebody_else_is_left_alone() -> None:
+    """Neither other programs' variables nor far-off names make noise."""
+    assert from_environment({"PRAVAL_XYZZY": "1", "MAX_THREADS": "x", "PATH": "/"}) == Settings()
+
+
+@pytest.mark.parametrize("variable", ENVIRONMENT_NOT_BUILT)
+def test_a_variable_whose_feature_is_missing_warns(variable: str) -> None:
+    """Nobody believes that spores are sealed because a variable was set."""
+    with pytest.warns(FutureWarning, match=f"{variable} is accepted, but .* no effect"):
+        assert from_environment({variable: "true"}) == Settings()
+
+
+def test_the_process_environment_is_read_on_first_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once read, it is kept until the settings are reset."""
+    monkeypatch.setenv("PRAVAL_MAX_THREADS", "3")
+    assert current_settings().max_threads == 3
+    monkeypatch.setenv("PRAVAL_MAX_THREADS", "4")
+    assert current_settings().max_threads == 3
+    reset_settings()
+    assert current_settings().max_threads == 4
+
+
+def test_a_dotenv_file_is_under_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``.env`` in the working directory counts where the environment is silent."""
+    Path(".env").write_text(
+        "# ours\nPRAVAL_MAX_THREADS=3\nPRAVAL_LOG_LEVEL='warning'  # quoted\nPRAVAL_DEBUG\n"
+        "export PRAVAL_REEF_CAPACITY=7\nOPENAI_API_KEY=secret\n",
+        encoding="utf-8",
+    )
+    monkeypatch.setenv("PRAVAL_MAX_THREADS", "5")
+    settings = from_environment()
+    assert (settings.max_threads, settings.log_level) == (5, "WARNING")
+    assert settings.reef_config.channel_capacity == 7
+    assert settings.debug is False
+    assert "secret" not in repr(settings)
+
+
+def test_a_bad_value_in_a_dotenv_file_is_an_error_too() -> None:
+    """It names the variable, as in the environment."""
+    Path(".env").write_text("PRAVAL_MAX_THREADS=many\n", encoding="utf-8")
+    with pytest.raises(ConfigurationError, match="PRAVAL_MAX_THREADS"):
+        current_settings()
+
+
+# -- configure -------------------------------------------------------------------------------
+
+
+def test_what_the_guide_configures_is_accepted(logger: logging.Logger) -> None:
+    """Every key of the guide's example has its effect or, if its feature is missing, a warning."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        settings = configure({
+            "default_provider": "openai", "default_model": "gpt-4-turbo",
+            "max_concurrent_agents": 20, "log_level": "DEBUG",
+            "reef_config": {
+                "channel_capacity": 5000, "message_ttl": 7200, "cleanup_interval": 3600,
+                "enable_persistence": True,
+            },
+            "performance": {
+                "enable_caching": True, "cache_ttl": 1800, "max_retries": 5, "timeout": 60,
+                "batch_size": 10,
+            },
+            "security": {
+                "enable_content_filtering": True, "max_message_size": 10000,
+                "rate_limit_requests": 100,
+            },
+        })  # fmt: skip
+    assert settings is current_settings()
+    assert settings.reef_config.channel_capacity == 5000
+    assert settings.performance.timeout == 60.0
+    assert settings.security.max_message_size == 10_000
+    assert logger.level == logging.DEBUG
+    assert {warning.category for warning in caught} == {FutureWarning}
+    named = {str(warning.message).split("'")[1] for warning in caught}
+    assert named == {
+        "performance.enable_caching", "performance.cache_ttl", "performance.batch_size",
+        "security.enable_content_filtering", "security.rate_limit_requests",
+    }  # fmt: skip
+    assert {warning.filename for warning in caught} == {__file__}
+
+
+@pytest.mark.parametrize(
+    "path", [key for key in NOT_BUILT if "." not in key and key != "transport"]
+)
+def test_a_section_whose_feature_is_missing_warns(path: str) -> None:
+    """It is accepted whatever is in it, and changes nothing that works."""
+    value = {"collection_name": "x"} if path == "memory_config" else {"anything": True}
+    with pytest.warns(FutureWarning, match=f"'{path}' is accepted, but .* no effect"):
+        settings = configure({path: value})
+    assert settings.reef_config == Settings().reef_config
+
+
+def test_configure_merges() -> None:
+    """A later call keeps what an earlier one set, in nested sections too."""
+    configure({"reef_config": {"channel_capacity": 5}, "max_threads": 3})
+    configure({"reef_config": {"drain_timeout": 1}}, default_model="m")
+    settings = current_settings()
+    assert settings.reef_config.channel_capacity == 5
+    assert settings.reef_config.drain_timeout == 1.0
+    assert (settings.max_threads, settings.default_model) == (3, "m")
+
+
+def test_configure_is_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code has the last word; what it does not name stays as the environment says."""
+    monkeypatch.setenv("PRAVAL_MAX_THREADS", "3")
+    monkeypatch.setenv("PRAVAL_REEF_CAPACITY", "30")
+    configure(max_threads=4)
+    assert current_settings().max_threads == 4
+    assert current_settings().reef_config.channel_capacity == 30
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"max_threads": 0}, {"max_threads": "4"}, {"max_threads": True}, {"max_threads": None},
+        {"performance": {"timeout": math.nan}}, {"performance": {"timeout": -1}},
+        {"performance": {"timeout": "5"}}, {"reef_config": {"message_ttl": math.nan}},
+        {"reef_config": {"overflow": "explode"}}, {"reef_config": 5}, {"reef_config": None},
+        {"log_level": "debug"}, {"security": {"max_message_size": 0}}, {"no_such_key": 1},
+        {"reef_config": {"no_such_key": 1}}, {1: 2},
+    ],
+)  # fmt: skip
+def test_a_bad_change_changes_nothing(bad: dict[Any, Any]) -> None:
+    """All or nothing: what stood beside the bad key is not applied either."""
+    before = configure(max_threads=7)
+    with pytest.raises(ConfigurationError, match=r".{20,}"):
+        configure({"default_model": "new", **bad})
+    assert current_settings() is before
+
+
+@pytest.mark.parametrize("changes", [[], [("max_threads", 3)], "max_threads", 5])
+def test_configure_takes_a_mapping(changes: Any) -> None:
+    """Anything else is refused in words."""
+    with pytest.raises(ConfigurationError, match=f"a mapping, not {type(changes).__name__}"):
+        configure(changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "hint"),
+    [
+        ({"max_thread": 3}, 'Did you mean "max_threads"'),
+        ({"reef_conf": {}}, 'Did you mean "reef_config"'),
+        ({"reef_config": {"chanel_capacity": 3}}, 'reef_config.*Did you mean "channel_capacity"'),
+        ({"secure_spore": {}}, 'Did you mean "secure_spores"'),
+        ({"xyzzy": 1}, "Known: .*max_threads"),
+    ],
+)
+def test_an_unknown_key_suggests_the_near_name(changes: dict[str, Any], hint: str) -> None:
+    """A typing error is found by whoever made it."""
+    with pytest.raises(UnknownNameError, match=hint):
+        configure(changes)
+
+
+def test_a_warning_that_is_an_error_changes_nothing() -> None:
+    """Under ``-W error`` the missing feature's warning refuses the whole change."""
+    before = current_settings()
+    with pytest.raises(FutureWarning):
+        configure({"max_threads": 3, "audit": {"on": True}})
+    assert current_settings() is before
+
+
+def test_no_change_of_several_threads_is_lost() -> None:
+    """Changes that meet are merged one after the other."""
+    start = threading.Barrier(4)
+    keys = ["channel_capacity", "max_hops", "max_tree", "dead_letters"]
+
+    def change(key: str) -> None:
+        start.wait()
+        for number in range(1, 101):
+            configure({"reef_config": {key: number}})
+
+    threads = [threading.Thread(target=change, args=(key,)) for key in keys]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    limits = current_settings().reef_config
+    assert [getattr(limits, key) for key in keys] == [100] * 4
+
+
+# -- who keeps which -------------------------------------------------------------------------
+
+
+async def test_a_reef_keeps_its_settings() -> None:
+    """``configure`` counts for Reefs built later, never for one that exists."""
+    configure({"security": {"max_message_size": 100}})
+    reef = Reef()
+    configure({"security": {"max_message_size": 20}})
+    later = Reef()
+    data = {"text": "x" * 50}
+    async with reef, later:
+        await reef.broadcast(data)
+        with pytest.raises(ValueError, match="limit is 20"):
+            await later.broadcast(data)
+    assert reef.settings.security.max_message_size == 100
+
+
+async def test_a_reef_takes_settings_of_its_own() -> None:
+    """``settings=`` is used as it is; the process's settings do not matter."""
+    heard: list[Spore] = []
+
+    @agent("a")
+    async def handler(spore: Spore) -> None:
+        heard.append(spore)
+
+    own = merge(Settings(), {"reef_config": {"message_ttl": None}})
+    configure({"reef_config": {"message_ttl": 5}})
+    async with Reef(handler, settings=own) as reef, Reef(handler) as other:
+        await reef.broadcast({})
+        await other.broadcast({})
+        await reef.wait_idle(5)
+        await other.wait_idle(5)
+    assert heard[0].expires_at is None
+    assert heard[1].expires_at == pytest.approx(heard[1].created_at + 5)
+
+
+def test_a_transport_is_refused_until_there_is_one() -> None:
+    """A Reef that would silently stay local is worse than an error."""
+    with pytest.raises(FeatureUnavailableError, match="local bus"):
+        Reef(settings=Settings(transport="amqps://host/"))
+
+
+def test_settings_are_frozen() -> None:
+    """Nobody changes them in place, sections included."""
+    settings = current_settings()
+    with pytest.raises(AttributeError):
+        settings.max_threads = 3  # type: ignore[misc]
+    with pytest.raises(AttributeError):
+        settings.reef_config.max_hops = 3  # type: ignore[misc]
+
+
+def test_secrets_do_not_show() -> None:
+    """Neither the key of the memory server nor a password in a transport's URL is in a repr."""
+    settings = from_environment(
+        {"QDRANT_API_KEY": "hunter2", "PRAVAL_TRANSPORT": "amqps://user:hunter2@host/vhost"}
+    )
+    assert settings.transport == "amqps://user:hunter2@host/vhost"
+    assert "hunter2" not in repr(settings) + repr(settings.memory_config) + str(settings)
+    assert "host/vhost" in repr(settings)
+
+
+def test_the_data_directory_is_expanded() -> None:
+    """``~`` is the user's home."""
+    assert Settings(data_dir="~/x").data_path == Path.home() / "x"
