@@ -1,4 +1,4 @@
-"""The public API: what `praval` offers, that it is documented, and that each blocking call has a twin."""
+"""The public API: its names, their documentation, and the async twin of each blocking call."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ BLOCKING: dict[str, tuple[str, Callable[[], Any]]] = {
 
 
 def twins() -> dict[str, str]:
-    """Find the pairs ``x``/``ax`` of the public API: functions of the module, methods of classes."""
+    """Find the pairs ``x``/``ax`` of the public API: functions of the module and methods."""
     found = {}
     places: list[tuple[str, Any]] = [("praval", praval)]
     places += [(each.__name__, each) for each in vars(praval).values() if inspect.isclass(each)]
@@ -408,7 +408,7 @@ print("end of script", flush=True)
 
 
 def test_a_thread_of_a_script_without_a_reef_is_told_so() -> None:
-    """In a thread that belongs to nobody, ``broadcast`` and ``get_reef`` are errors that say why."""
+    """In a thread that belongs to nobody, ``broadcast`` and ``get_reef`` say why they fail."""
     out = output(
         """
 import threading

@@ -613,7 +613,7 @@ class _NotEntered(ReefClosedError, AttributeError):
     """Also an AttributeError, so that ``getattr`` with a default works."""
 
 
-def _addressee(data: Mapping[str, Any]) -> str | None:
+def _addressee(data: Any) -> str | None:
     """Return the recipient that the knowledge itself names."""
     if data.__class__ is not dict and not isinstance(data, Mapping):
         return None  # composing refuses it, with better words

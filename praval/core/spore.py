@@ -406,7 +406,8 @@ def _children(value: Any, path: str) -> Iterator[tuple[Any, str]]:
         return ((item, f"{path}[{key!r}]") for key, item in value.items())
     if isinstance(value, (list, tuple, set, frozenset)):
         return ((item, f"{path}[{index}]") for index, item in enumerate(value))
-    names = getattr(value, "__struct_fields__", None) or getattr(value, "__dataclass_fields__", ())
+    names: Any = getattr(value, "__struct_fields__", None)
+    names = names or getattr(value, "__dataclass_fields__", ())
     return ((getattr(value, name, None), f"{path}.{name}") for name in names)
 
 

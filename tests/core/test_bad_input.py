@@ -169,7 +169,7 @@ async def test_a_duplicate_name_is_refused_and_the_first_stays(reef: TestReef) -
     """In a running Reef, in a new one, and in a session."""
     agent("reader")(impostor.handler)
     before = state(reef)
-    with pytest.raises(DuplicateAgentError, match="'reader' already.*Choose another name"):
+    with pytest.raises(DuplicateAgentError, match=r"'reader' already.*Choose another name"):
         await reef.add(impostor)
     assert state(reef) == before
     reader = before["agents"]["reader"]
@@ -263,16 +263,14 @@ async def test_bad_knowledge_is_refused_and_changes_nothing(
 ) -> None:
     """No delivery begins, nothing is counted, no request stays open."""
     before = state(reef)
+    call = {
+        "broadcast": lambda: reef.broadcast(data),
+        "to_channel": lambda: reef.abroadcast_to_channel("main", data),
+        "send": lambda: reef.send("reader", data),
+        "request": lambda: reef.request("reader", data, 5),
+    }[way]
     with pytest.raises(kind, match=r".{20,}"):
-        match way:
-            case "broadcast":
-                await reef.broadcast(data)
-            case "send":
-                await reef.send("reader", data)
-            case "request":
-                await reef.request("reader", data, 5)
-            case _:
-                await reef.abroadcast_to_channel("main", data)
+        await call()
     assert state(reef) == before
 
 
@@ -333,16 +331,15 @@ async def test_a_bad_number_of_iterations_is_refused(reef: TestReef, number: Any
 async def test_an_unknown_recipient_raises_and_is_counted_once(reef: TestReef, way: str) -> None:
     """The caller gets the near name; the ledger has one undeliverable delivery, nothing else."""
     before = state(reef)
-    with pytest.raises(UnknownAgentError, match="No agent 'raeder'.*Did you mean \"reader\""):
-        match way:
-            case "broadcast":
-                await reef.broadcast({"type": "page"}, target_agent="raeder")
-            case "send":
-                await reef.send("raeder", {"type": "page"})
-            case "request":
-                await reef.request("raeder", {"type": "page"}, 5)
-            case _:
-                await reef.publish(Spore.create({"type": "page"}, to_agent="raeder"))
+    data = {"type": "page"}
+    call: Callable[[], Any] = {
+        "broadcast": lambda: reef.broadcast(data, target_agent="raeder"),
+        "send": lambda: reef.send("raeder", data),
+        "request": lambda: reef.request("raeder", data, 5),
+        "publish": lambda: reef.publish(Spore.create(data, to_agent="raeder")),
+    }[way]
+    with pytest.raises(UnknownAgentError, match=r"No agent 'raeder'.*Did you mean \"reader\""):
+        await call()
     after = state(reef)
     ledger = after.pop("ledger")
     assert ledger.undeliverable == before["ledger"].undeliverable + 1

@@ -176,13 +176,17 @@ def test_depth_is_no_way_around_the_check() -> None:
         deep: Any = None
         for _ in range(depth):
             deep = [deep]
+        refused = None
         try:
             spore = Spore.create({"deep": deep})
         except KnowledgeError as error:
-            assert depth > 100
-            assert "recursion" in str(error)
-        else:
+            refused = str(error)
+        if refused is None:
+            assert depth < 2_000
             assert Spore.from_bytes(spore.to_bytes()) == spore
+        else:
+            assert depth > 100
+            assert "recursion" in refused
 
 
 @pytest.mark.parametrize(
@@ -354,7 +358,7 @@ def with_header(**changes: Any) -> bytes:
     "data",
     [
         b"", b" ", b"null", b"5", b'"text"', b"[]", b"{}", b"\xff\xfe", b"\x00" * 20,
-        json.dumps(GOOD).encode()[:-1], json.dumps(GOOD).encode() + b"x", json.dumps(GOOD).encode("utf-16"),
+        changed()[:-1], changed() + b"x", json.dumps(GOOD).encode("utf-16"),
         changed(praval_spore=2), changed(praval_spore="1"), changed(praval_spore=None),
         changed(knowledge=None), changed(knowledge=[1]), changed(knowledge="x"),
         changed(attempt=0), changed(attempt=1.5), changed(header=None), changed(header=[]),

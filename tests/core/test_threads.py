@@ -170,6 +170,7 @@ async def test_a_handler_over_its_timeout_keeps_its_slot() -> None:
         gate.set()
         with reef.timeline.held():
             await reef.threads.run(int)  # its turn comes when the stuck one has returned
+        await reef.timeline.rest()
         await reef.broadcast({"third": True})
         await reef.settle()
         assert reef.ledger().handled == 1

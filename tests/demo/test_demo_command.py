@@ -16,9 +16,10 @@ import pytest
 from demo_library import write_files
 
 PRAVAL = [sys.executable, "-c", "from praval.cli import main; main()"]
-SLOW_MODEL = """
+MODELS = """
 import asyncio, itertools, time
 from praval.cli import main
+from praval.errors import NoModelError
 from praval.providers import register_provider
 from praval.providers.base import BaseProvider
 from praval.testing import FunctionModel
@@ -42,6 +43,10 @@ class Blocks(BaseProvider):
             time.sleep(3600)
         return "It does its part."
 
+def is_gone(messages):
+    raise NoModelError("There is none: install one.")
+
+register_provider("gone", FunctionModel(is_gone))
 register_provider("awaits", FunctionModel(awaits))
 register_provider("blocks", Blocks())
 main()
@@ -170,7 +175,7 @@ def test_a_signal_leaves_a_partial_report(
     folder: Path, tmp_path: Path, provider: str, number: int, code: int
 ) -> None:
     """While the model is busy for an hour, whichever way: within 2 s, with what was read."""
-    command = [sys.executable, "-c", SLOW_MODEL, "demo", str(folder), "--provider", provider]
+    command = [sys.executable, "-c", MODELS, "demo", str(folder), "--provider", provider]
     with started(*command, cwd=tmp_path) as process:
         read_until(process, "all readers wait")
         process.send_signal(number)
@@ -218,11 +223,17 @@ def test_a_reader_that_goes_away_does_not_cost_the_report(folder: Path, tmp_path
     assert (tmp_path / "report.html").exists()
 
 
-def test_on_a_terminal_there_is_a_live_bar(folder: Path, tmp_path: Path) -> None:
-    """Each agent has its line, the bar moves, and the ledger stays on the screen."""
+@pytest.mark.parametrize(
+    ("options", "notice"),
+    [(["--no-model"], ""), (["--provider", "gone"], "There is none: install one.")],
+)
+def test_on_a_terminal_there_is_a_live_bar(
+    folder: Path, tmp_path: Path, options: list[str], notice: str
+) -> None:
+    """Each agent has its line, the bar moves; the ledger, and a lack of models, stay there."""
     ours, theirs = pty.openpty()
     with subprocess.Popen(
-        [*PRAVAL, "demo", str(folder), "--no-model"],
+        [sys.executable, "-c", MODELS, "demo", str(folder), *options],
         cwd=tmp_path, env={**environment(), "TERM": "xterm-256color"},
         stdin=theirs, stdout=theirs, stderr=theirs,
     ) as process:  # fmt: skip
@@ -242,6 +253,7 @@ def test_on_a_terminal_there_is_a_live_bar(folder: Path, tmp_path: Path) -> None
     for part in ("librarian", "readers", "linker", "skeptic", "files", "/9", "balanced"):
         assert part in text
     assert "\x1b[" in text
+    assert text.count("There is none: install one.") == bool(notice)
 
 
 def test_hostile_names_reach_the_terminal_escaped(tmp_path: Path) -> None:
