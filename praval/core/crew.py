@@ -38,6 +38,8 @@ class Crew:
         self._routes = routes
         self._waiting: dict[str, tuple[AgentDefinition, str]] | None = {}
         """Agents added before the Reef was entered; None: it was entered."""
+        self._leaving: list[AgentRunner] = []
+        """Removed ones that are finishing what they handle: they still count."""
 
     def add(self, candidate: Agent, main: str) -> Awaitable[None]:
         """Add an agent, or replace the same one; see ``Reef.add``."""
@@ -68,6 +70,11 @@ class Crew:
         """Names of the agents, started or not."""
         return [*(self._waiting or ()), *self._routes.runners]
 
+    @property
+    def at_work(self) -> list[AgentRunner]:
+        """All runners whose deliveries are not in the books of the Reef yet."""
+        return [*self._routes.runners.values(), *self._leaving]
+
     async def start(self) -> None:
         """Start the agents that were added so far."""
         waiting, self._waiting = self._waiting or {}, None
@@ -78,10 +85,15 @@ class Crew:
         for runner in runners:
             self._routes.add(runner)
         for runner in runners:
-            await self._welcome(runner)
+            await self._run_hooks(runner.agent.start_hooks)
+        for runner in runners:
+            await self._recover(runner)
 
     async def _welcome(self, runner: AgentRunner) -> None:
         await self._run_hooks(runner.agent.start_hooks)
+        await self._recover(runner)
+
+    async def _recover(self, runner: AgentRunner) -> None:
         if self._reef.journal is not None:
             await runner.recover(self._reef.journal)
 
@@ -91,10 +103,14 @@ class Crew:
         if runner is None:
             raise self._reef.publisher.unknown_agent(name)
         self._routes.remove(runner)
-        runner.abandon(Reason.AGENT_REMOVED)
-        await runner.retire(self._reef.settings.reef_config.drain_timeout)
-        await runner.cancel_workers(CANCEL_GRACE)
-        self._reef.books.absorb(runner)
+        self._leaving.append(runner)
+        try:
+            runner.abandon(Reason.AGENT_REMOVED)
+            await runner.retire(self._reef.settings.reef_config.drain_timeout)
+        finally:
+            await runner.cancel_workers(CANCEL_GRACE)
+            self._leaving.remove(runner)
+            self._reef.books.absorb(runner)
         await self._run_hooks(runner.agent.stop_hooks)
 
     async def stop(self) -> None:
@@ -102,7 +118,7 @@ class Crew:
         runners = list(self._routes.runners.values())
         for runner in runners:
             runner.abandon(Reason.CLOSED)
-        await asyncio.gather(*(runner.cancel_workers(CANCEL_GRACE) for runner in runners))
+        await asyncio.gather(*(runner.cancel_workers(CANCEL_GRACE) for runner in self.at_work))
         for runner in runners:
             await self._run_hooks(runner.agent.stop_hooks)
 

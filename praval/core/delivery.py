@@ -57,6 +57,7 @@ class Reason(enum.StrEnum):
     CLOSED = "reef closed"
     PUBLISHER_CANCELLED = "publisher was cancelled while waiting for room"
     HANDLER_CANCELLED = "handler was cancelled"
+    REQUEST_CYCLE = "asker would wait for ever"
 
 
 class Posted(msgspec.Struct, eq=False):

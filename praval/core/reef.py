@@ -385,6 +385,7 @@ class Reef:
             await self.publisher.publish(posted, explicit=True)
             raise self.publisher.unknown_agent(to)
         if parent is not None and (refusal := self.publisher.join_tree(posted, parent)):
+            self.books.published += 1
             raise refusal
         return await self.requests.ask(posted, runner, asker, timeout)
 
@@ -442,7 +443,7 @@ class Reef:
         """Deliveries that wait, are being handled, or will be retried, counted where they are."""
         if not self._thread:
             return 0
-        at_work = sum(runner.pending for runner in self._routes.runners.values())
+        at_work = sum(runner.pending for runner in self._crew.at_work)
         return at_work + self.books.in_transit
 
     @property
@@ -452,7 +453,7 @@ class Reef:
 
     def ledger(self) -> LedgerSnapshot:
         """Return what became of all deliveries so far."""
-        parts = [self.books.counts, *(r.counts for r in self._routes.runners.values())]
+        parts = [self.books.counts, *(runner.counts for runner in self._crew.at_work)]
         counts = [sum(column) for column in zip(*parts, strict=True)]
         return self.books.snapshot(self.pending, counts)
 

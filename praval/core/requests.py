@@ -70,7 +70,10 @@ class Requests:
         loop = self._ledger.loop
         pending = Pending(posted.header.id, runner, asker, loop.create_future())
         if asker is not None:
-            self._refuse_cycle(pending)
+            if (refusal := self._cycle(pending)) is not None:
+                self._ledger.published += 1
+                self._ledger.count(posted, Outcome.REJECTED, Reason.REQUEST_CYCLE, refusal)
+                raise refusal
             asker.waiting_for.add(pending)
         self._pending[pending.id] = pending
         timer = loop.call_later(timeout, self._time_out, pending, timeout)
@@ -142,12 +145,12 @@ class Requests:
 
     # -- cycles --------------------------------------------------------------------------
 
-    def _refuse_cycle(self, new: Pending) -> None:
-        """Raise if no worker that could answer ``new`` can go on without its reply."""
+    def _cycle(self, new: Pending) -> RequestCycleError | None:
+        """Return an error if no worker that could answer ``new`` can go on without its reply."""
         asker = new.asker
         assert asker is not None
         if _has_free_slot(new.runner):
-            return
+            return None
         waits: dict[Worker, set[Pending]] = {asker: {new}}
         todo = [asker]
         while todo:
@@ -165,11 +168,12 @@ class Requests:
             going |= more
         if asker not in going:
             names = " -> ".join(dict.fromkeys(worker.runner.name for worker in waits))
-            raise RequestCycleError(
+            return RequestCycleError(
                 f"Agent {asker.runner.name!r} would wait for ever for {new.runner.name!r}: all "
                 f"that could answer wait for one another ({names}). Use concurrent=, or "
                 "broadcast() instead of a request."
             )
+        return None
 
 
 def _has_free_slot(runner: AgentRunner) -> bool:

@@ -155,7 +155,7 @@ class AgentRunner:
         if self.gone is None:
             self.mailbox.put(posted)
             self.stir()
-        elif self._stays(self.gone):
+        elif self._stays(posted, self.gone):
             self.mailbox.put(posted)
         else:
             self.lose(None, posted, Outcome.CANCELLED, self.gone)
@@ -303,7 +303,7 @@ class AgentRunner:
                 # the mark of the one before was written first: one commit serves both
                 await journal.begin(posted.header.id, self.name, posted.attempt)
         except BaseException:
-            if self.gone is None or self._stays(self.gone):
+            if self.gone is None or self._stays(posted, self.gone):
                 self.mailbox.put_back(posted)  # it never began: it still waits
             else:
                 self.lose(None, posted, Outcome.CANCELLED, self.gone)
@@ -379,11 +379,12 @@ class AgentRunner:
 
     def _close_down(self, worker: Worker, posted: Posted) -> None:
         """The Reef closes under a running handler: with a journal, the delivery stays there."""
-        if self._stays(Reason.CLOSED):
+        reason = self.gone or Reason.CLOSED
+        if self._stays(posted, reason):
             worker.posted = None
             self.mailbox.put_back(posted)
         else:
-            self.lose(worker, posted, Outcome.CANCELLED, self.gone or Reason.CLOSED)
+            self.lose(worker, posted, Outcome.CANCELLED, reason)
 
     def _retry(self, worker: Worker, posted: Posted, error: BaseException) -> None:
         log.warning(
@@ -457,14 +458,18 @@ class AgentRunner:
         self.mailbox.close()
         waiting = [*self.mailbox.discard(lambda _: True), *self._cancel_delayed(lambda _: True)]
         for posted in waiting:
-            if self._stays(reason):
+            if self._stays(posted, reason):
                 self.mailbox.put_back(posted)
             else:
                 self.lose(None, posted, Outcome.CANCELLED, reason)
 
-    def _stays(self, reason: Reason) -> bool:
+    def _stays(self, posted: Posted, reason: Reason) -> bool:
         """Whether what cannot be handled now stays in the journal for the next start."""
-        return self.reef.journal is not None and reason is Reason.CLOSED
+        if self.reef.journal is None or reason is not Reason.CLOSED:
+            return False
+        if posted.tree is not None and posted.tree.watch is not None:
+            posted.tree.watch.finished.set()  # as far as this run is concerned
+        return True
 
     def _cancel_delayed(self, mine: Any) -> list[Posted]:
         gone = [posted for posted in self.delayed if mine(posted)]

@@ -38,13 +38,16 @@ _tls_lock = threading.Lock()
 
 @functools.cache
 def _tls_context() -> ssl.SSLContext:
+    # the first request would import these two, a tenth of a second, on the loop
+    import anyio  # noqa: F401
+    import httpcore  # noqa: F401
     import httpx
 
     return httpx.create_ssl_context()
 
 
 def tls_context() -> ssl.SSLContext:
-    """Return the TLS context that all providers share (24 ms when first made: not on a loop).
+    """Return the TLS context that all providers share (slow when first made: not on a loop).
 
     Raises:
         ConfigurationError: httpx is not installed.

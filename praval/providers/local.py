@@ -65,8 +65,7 @@ class LocalProvider(BaseProvider):
         model: path of a ``.gguf`` file.
         context: tokens of prompt and answer together, per request.
         slots: requests worked on at once; memory grows with ``slots * context``.
-        threads: threads that compute; default: one per physical core. One fewer is faster when
-            other work keeps the cores busy.
+        threads: threads that compute; default: one per physical core.
 
     Raises:
         ConfigurationError: a number is below 1.

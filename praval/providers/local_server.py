@@ -155,6 +155,9 @@ def _spawn(log: IO[bytes]) -> subprocess.Popen[bytes]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
+            # threads that wait for one another sleep: spinning, as is the default, makes answers
+            # ten times slower as soon as anything else wants the cores
+            env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
             start_new_session=True,  # Ctrl-C is for the program, which then ends this one
         )
         _servers.processes.add(process)

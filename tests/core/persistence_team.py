@@ -54,10 +54,8 @@ async def sink(spore: Spore) -> None:
     note(f"end sink {spore.id}")
 
 
-async def main() -> None:
+async def main(accepted: int) -> None:
     """Publish what was not accepted yet, in parallel; handle all there is."""
-    lines = LOG.read_text().splitlines() if LOG.exists() else []
-    accepted = sum(1 for line in lines if line.startswith("accepted "))
     async with Reef(plain, slow, source, sink, journal=JOURNAL) as reef:
         note("started")
 
@@ -72,4 +70,5 @@ async def main() -> None:
     note("done")
 
 
-asyncio.run(main())
+lines = LOG.read_text().splitlines()
+asyncio.run(main(sum(1 for line in lines if line.startswith("accepted "))))

@@ -164,7 +164,9 @@ async def test_one_busy_agent_does_not_starve_the_loop() -> None:
 # -- plain handlers ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("concurrent", "threads", "expected"), [(False, 8, 1), (3, 8, 3), (True, 4, 4)])
+@pytest.mark.parametrize(
+    ("concurrent", "threads", "expected"), [(False, 8, 1), (3, 8, 3), (True, 4, 4)]
+)
 async def test_plain_handlers_run_at_once_up_to_both_limits(
     concurrent: bool | int, threads: int, expected: int
 ) -> None:
@@ -206,7 +208,6 @@ async def test_plain_handlers_leave_the_loop_free() -> None:
         await reef.broadcast({"type": "free"})
         await reef.wait_idle(5)
         assert reef.ledger().handled == 2
-
 
 
 async def test_one_spore_at_a_time_also_while_its_predecessor_is_retried() -> None:

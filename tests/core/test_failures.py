@@ -351,7 +351,12 @@ async def test_failed_and_expired_deliveries_leave_letters_others_do_not() -> No
             Reason.TTL, Reason.HANDLER_RAISED,
         ]  # fmt: skip
         ledger = reef.ledger()
-        assert (ledger.expired, ledger.failed, ledger.filtered, ledger.undeliverable) == (1, 1, 1, 1)
+        assert (ledger.expired, ledger.failed, ledger.filtered, ledger.undeliverable) == (
+            1,
+            1,
+            1,
+            1,
+        )
 
 
 async def test_a_replay_is_a_new_spore_to_the_same_agent() -> None:
@@ -451,7 +456,9 @@ async def test_the_last_letters_are_kept_and_the_counters_stay_exact() -> None:
         for n in range(25):
             await reef.broadcast({"n": n})
         await reef.settle()
-        assert [letter.spore.knowledge["n"] for letter in reef.dead_letters()] == list(range(15, 25))
+        assert [letter.spore.knowledge["n"] for letter in reef.dead_letters()] == list(
+            range(15, 25)
+        )
         assert reef.ledger().failed == 25
 
 

@@ -8,8 +8,16 @@ from typing import Any
 
 import pytest
 
-from praval import AgentDefinition, Interceptor, Reef, Spore, SporeType, agent, broadcast
-from praval import conditional_agent
+from praval import (
+    AgentDefinition,
+    Interceptor,
+    Reef,
+    Spore,
+    SporeType,
+    agent,
+    broadcast,
+    conditional_agent,
+)
 from praval.errors import RequestFailedError, SporeTooLargeError
 from praval.settings import SecuritySettings, Settings
 

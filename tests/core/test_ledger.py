@@ -89,7 +89,9 @@ class Scenario:
         handler = self.plain(name) if chance.random() < 0.15 else self.coroutine(name)
         kind = chance.random()
         if kind < 0.15:
-            return conditional_agent(name, lambda spore: hash(spore.id) % 2 == 0, **options)(handler)
+            return conditional_agent(name, lambda spore: hash(spore.id) % 2 == 0, **options)(
+                handler
+            )
         if kind < 0.25:
             return throttled_agent(name, 60, **options)(handler)
         return agent(name, **options)(handler)
@@ -269,6 +271,10 @@ async def test_the_books_balance_with_an_at_least_once_transport(seed: int) -> N
     assert sum(found.values()) == ledger.deliveries
 
 
+async def accept(spore: Spore) -> None:
+    """Handle anything."""
+
+
 @pytest.mark.parametrize("seed", range(200, 208))
 async def test_the_books_balance_with_a_journal(seed: int, tmp_path: Path) -> None:
     """What was not handled when the Reef closed stays pending, and is there at the next start."""
@@ -278,13 +284,14 @@ async def test_the_books_balance_with_a_journal(seed: int, tmp_path: Path) -> No
         await story.live(reef)
     first = reef.ledger()
     assert first.balanced
-    names = set(reef.runners)
-    team = [story.agent(name) for name in story.names if name in names]
+    team = [agent(name, concurrent=True)(accept) for name in reef.runners]
     async with TestReef(*team, journal=tmp_path / "journal.sqlite") as again:
-        assert again.ledger().deliveries == first.pending
         await again.settle()
-        assert again.ledger().pending == 0
-    assert again.ledger().balanced
+        second = again.ledger()
+        # nobody waits any more for a reply from before; each such reply is one delivery
+        assert second.deliveries - second.published == first.pending
+        assert second.handled + second.expired == first.pending
+        assert second.balanced
 
 
 async def test_a_snapshot_does_not_change() -> None:

@@ -32,7 +32,9 @@ def draining(seconds: float) -> Settings:
     return Settings(reef_config=ReefSettings(drain_timeout=seconds))
 
 
-def sleeper(log: list[str], seconds: float, name: str = "sleeper", **options: Any) -> AgentDefinition:
+def sleeper(
+    log: list[str], seconds: float, name: str = "sleeper", **options: Any
+) -> AgentDefinition:
     @agent(name, **options)
     async def sleep(spore: Spore) -> None:
         try:
@@ -53,7 +55,9 @@ def _no_task_left() -> Iterator[None]:
 
 
 def tasks_of_praval() -> list[str]:
-    return [task.get_name() for task in asyncio.all_tasks() if task.get_name().startswith("praval:")]
+    return [
+        task.get_name() for task in asyncio.all_tasks() if task.get_name().startswith("praval:")
+    ]
 
 
 # -- leaving -------------------------------------------------------------------------------------
@@ -129,7 +133,9 @@ async def test_what_a_handler_says_while_it_is_cancelled_starts_nothing_new() ->
         finally:
             broadcast({"type": "last words"})
 
-    async with TestReef(talker, sleeper(log, 1, responds_to=["last words"]), settings=draining(1)) as reef:
+    async with TestReef(
+        talker, sleeper(log, 1, responds_to=["last words"]), settings=draining(1)
+    ) as reef:
         await reef.broadcast({"type": "go"})
     assert log == []
     ledger = reef.ledger()
@@ -598,7 +604,9 @@ def test_a_reef_that_is_never_closed_warns() -> None:
         warnings.simplefilter("always")
         asyncio.run(main())
         gc.collect()
-    assert [str(w.message) for w in caught if w.category is ResourceWarning and "Reef" in str(w.message)]
+    assert [
+        str(w.message) for w in caught if w.category is ResourceWarning and "Reef" in str(w.message)
+    ]
 
 
 # -- serving -------------------------------------------------------------------------------------

@@ -79,7 +79,9 @@ async def test_an_explosion_is_stopped_at_the_budget_of_its_tree() -> None:
 
         return double
 
-    async with TestReef(doubler("a", "b"), doubler("b", "a"), settings=limits(max_tree=100)) as reef:
+    async with TestReef(
+        doubler("a", "b"), doubler("b", "a"), settings=limits(max_tree=100)
+    ) as reef:
         await reef.broadcast({"type": "a"})
         await reef.settle()
         ledger = reef.ledger()
@@ -125,7 +127,11 @@ async def test_a_refused_spore_is_an_error_on_its_receipt() -> None:
     async with TestReef(source, sink, settings=limits(max_tree=2)) as reef:
         await reef.broadcast({"type": "go"})
         await reef.settle()
-        assert [type(receipt.error) for receipt in receipts] == [type(None), BudgetError, BudgetError]
+        assert [type(receipt.error) for receipt in receipts] == [
+            type(None),
+            BudgetError,
+            BudgetError,
+        ]
         assert [receipt.recipients for receipt in receipts] == [1, 0, 0]
         with pytest.raises(BudgetError, match="max_tree"):
             await receipts[1]

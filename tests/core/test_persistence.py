@@ -52,7 +52,7 @@ def test_kill_9_loses_nothing_and_repeats_nothing_after_its_commit(tmp_path: Pat
     begun another one: the begin mark is written after the settled mark before it.
     """
     journal, log = tmp_path / "j.sqlite", tmp_path / "log"
-    chance = random.Random(20)  # noqa: S311 - moments of the kills
+    chance = random.Random(20)  # decides the moments of the kills
     kills = 0
     while kills < 5 and not run_and_kill(journal, log, chance.randrange(2_000, 9_000)):
         kills += 1

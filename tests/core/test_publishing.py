@@ -39,7 +39,11 @@ def heard(reef: TestReef) -> list[tuple[str, Any]]:
 
 async def test_a_broadcast_reaches_every_agent_that_responds_to_its_type() -> None:
     """``responds_to`` filters on the type; the others do not even get a delivery."""
-    team = [hearer("a", responds_to=["x"]), hearer("b", responds_to=["x", "y"]), hearer("c", responds_to="y")]
+    team = [
+        hearer("a", responds_to=["x"]),
+        hearer("b", responds_to=["x", "y"]),
+        hearer("c", responds_to="y"),
+    ]
     async with TestReef(*team) as reef:
         receipt = await reef.broadcast({"type": "x", "n": 1})
         await reef.settle()
@@ -183,7 +187,9 @@ async def test_an_agent_never_hears_its_own_broadcast() -> None:
     async with TestReef(echo, hearer("other")) as reef:
         await reef.broadcast({"type": "go"})
         await reef.settle()
-        assert [(a.agent, a.spore.type) for a in reef.handled if a.agent == "echo"] == [("echo", "go")]
+        assert [(a.agent, a.spore.type) for a in reef.handled if a.agent == "echo"] == [
+            ("echo", "go")
+        ]
         assert {a.spore.type for a in reef.handled if a.agent == "other"} == {
             "go", "said", "returned",
         }  # fmt: skip

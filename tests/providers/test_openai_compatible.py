@@ -249,7 +249,7 @@ def test_loops_that_end_take_their_connections_along(server: OpenAIServer) -> No
         print(chat("Hello", provider="mine"))
     """
     run = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", "-c", textwrap.dedent(script)],
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(script)],
         capture_output=True,
         text=True,
         timeout=60,

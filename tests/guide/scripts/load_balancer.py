@@ -21,8 +21,7 @@ def process_batch(batch, batch_id):
 
 
 with ThreadPoolExecutor(max_workers=5) as executor:
-    futures = [
-        executor.submit(process_batch, list(range(10)), f"batch_{i}") for i in range(5)
-    ]
+    futures = [executor.submit(process_batch, list(range(10)), f"batch_{i}") for i in range(5)]
     results = [future.result() for future in futures]
-print(f"{len({r['batch_id'] for r in results})} batches, {sum(r['processed'] for r in results)} items")
+items = sum(result["processed"] for result in results)
+print(f"{len({result['batch_id'] for result in results})} batches, {items} items")

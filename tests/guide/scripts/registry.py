@@ -6,8 +6,15 @@
 
 import _models  # noqa: F401
 
-from praval import Agent, agent, get_agent_info, get_reef, get_registry, register_agent
-from praval import start_agents
+from praval import (
+    Agent,
+    agent,
+    get_agent_info,
+    get_reef,
+    get_registry,
+    register_agent,
+    start_agents,
+)
 
 domain_expert = Agent("domain_expert", system_message="You understand concepts deeply")
 register_agent(domain_expert)
