@@ -38,10 +38,11 @@ _tls_lock = threading.Lock()
 
 @functools.cache
 def _tls_context() -> ssl.SSLContext:
-    # the first request would import these two, a tenth of a second, on the loop
-    import anyio  # noqa: F401
-    import httpcore  # noqa: F401
+    import anyio
+    import httpcore  # noqa: F401 - or the first request imports it on the loop: 0.1 s
     import httpx
+
+    anyio.run(anyio.sleep, 0)  # as above: loads what anyio needs under asyncio
 
     return httpx.create_ssl_context()
 

@@ -99,15 +99,15 @@ def stop_all() -> None:
 
 
 def _is_over(future: Future[LocalServer]) -> bool:
-    if not future.done():
-        return False
-    return future.exception() is not None or future.result().exit_code() is not None
+    return future.done() and future.result().exit_code() is not None
 
 
 def _start(setup: Setup, future: Future[LocalServer]) -> None:
     try:
         future.set_result(_launch(setup))
     except BaseException as error:  # noqa: BLE001 - carried to those who wait, whatever it is
+        with _servers.lock:
+            _servers.started.pop(setup, None)
         future.set_exception(error)
 
 

@@ -127,12 +127,11 @@ async def test_an_unknown_name_as_argument_raises_and_suggests_the_near_one(how:
     """The publisher hears of it, and the ledger counts it."""
     async with TestReef(hearer("librarian")) as reef:
         with pytest.raises(UnknownAgentError, match="librarian"):
-            if how == "send":
-                await reef.send("librarain", {"type": "x"})
-            elif how == "argument":
-                await reef.broadcast({"type": "x"}, target_agent="librarain")
-            else:
-                await reef.request("librarain", {"type": "x"})
+            await {
+                "send": lambda: reef.send("librarain", {"type": "x"}),
+                "argument": lambda: reef.broadcast({"type": "x"}, target_agent="librarain"),
+                "request": lambda: reef.request("librarain", {"type": "x"}),
+            }[how]()
         ledger = reef.ledger()
         assert ledger.undeliverable == 1
         assert ledger.balanced
@@ -422,7 +421,7 @@ async def test_what_cannot_be_sent_is_refused_and_changes_nothing(
     async def inside(spore: Spore) -> None:
         try:
             say(data, **options)
-        except Exception as refusal:
+        except (KnowledgeError, ConfigurationError) as refusal:
             caught.append(refusal)
 
     async with Reef(inside, hearer("a", responds_to=["x"])) as reef:

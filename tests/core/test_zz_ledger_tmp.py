@@ -288,10 +288,13 @@ async def test_the_books_balance_with_a_journal(seed: int, tmp_path: Path) -> No
     async with TestReef(*team, journal=tmp_path / "journal.sqlite") as again:
         await again.settle()
         second = again.ledger()
-        # nobody waits any more for a reply from before; each such reply is one delivery
-        assert second.deliveries - second.published == first.pending
-        assert second.handled + second.expired == first.pending
+        # a refusal in the very last moment may miss the journal: then it comes back, uncounted
+        assert second.handled + second.expired >= first.pending
         assert second.balanced
+        # never again after its commit, and closing waits for the last commit
+        assert not {(a.spore.id, a.agent) for a in reef.handled} & {
+            (a.spore.id, a.agent) for a in again.handled
+        }
 
 
 async def test_a_snapshot_does_not_change() -> None:

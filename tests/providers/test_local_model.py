@@ -67,7 +67,7 @@ async def test_a_local_model_answers_without_any_configuration() -> None:
     """No key, no provider, no model named: the model on this machine is the first available."""
     answer = await achat("Repeat this word: banana", temperature=0, max_tokens=9, timeout=PATIENCE)
     assert "banana" in answer.lower()
-    assert "local" in get_available_providers()
+    assert "local" in await asyncio.to_thread(get_available_providers)
 
 
 async def test_options_reach_the_model() -> None:
