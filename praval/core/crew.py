@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from praval.core.agent import Agent, AgentDefinition, as_definition, call_hook
 from praval.core.delivery import Reason
+from praval.core.invoke import injection
 from praval.core.routing import Routes
 from praval.core.runner import AgentRunner
 from praval.errors import DuplicateAgentError
@@ -30,6 +31,15 @@ class _Done:
 DONE = _Done()
 
 
+def _refuse_other(agent: AgentDefinition, known: AgentDefinition | None) -> None:
+    """Raise if the name is taken by something else than this agent, or it defined again."""
+    if known is not None and known is not agent and not known.same_source(agent):
+        raise DuplicateAgentError(
+            f"This Reef has an agent {agent.name!r} already, made by "
+            f"{'.'.join(known.origin)}. Choose another name, or remove the other first."
+        )
+
+
 class Crew:
     """Starts, replaces, removes and stops the runners of one Reef; used on its loop only."""
 
@@ -41,17 +51,21 @@ class Crew:
         self._leaving: list[AgentRunner] = []
         """Removed ones that are finishing what they handle: they still count."""
 
+    def check(self, *candidates: Agent) -> None:
+        """Raise if one of these cannot be added, or not beside the others; add none."""
+        checked: dict[str, AgentDefinition] = {}
+        for agent in map(as_definition, candidates):
+            present = self._routes.runners.get(agent.name)
+            _refuse_other(agent, checked.get(agent.name) or (present.agent if present else None))
+            injection(agent, self._reef)
+            checked[agent.name] = agent
+
     def add(self, candidate: Agent, main: str) -> Awaitable[None]:
         """Add an agent, or replace the same one; see ``Reef.add``."""
         agent = as_definition(candidate)
         present = self._routes.runners.get(agent.name)
         waiting = (self._waiting or {}).get(agent.name)
-        known = present.agent if present else waiting[0] if waiting else None
-        if known is not None and known is not agent and not known.same_source(agent):
-            raise DuplicateAgentError(
-                f"This Reef has an agent {agent.name!r} already, made by "
-                f"{'.'.join(known.origin)}. Choose another name, or remove the other first."
-            )
+        _refuse_other(agent, present.agent if present else waiting[0] if waiting else None)
         if self._waiting is not None:
             self._waiting[agent.name] = (agent, main)
             return DONE

@@ -255,6 +255,15 @@ class Reef:
                 return DONE
         return self._crew.add(candidate, main)
 
+    def check(self, *candidates: Agent) -> None:
+        """Raise what :meth:`add` would raise for these agents, without adding any.
+
+        Raises:
+            DuplicateAgentError: two of them, or one of them and another agent, share a name.
+            HandlerSignatureError: not an agent, or a parameter nobody provides.
+        """
+        self._crew.check(*candidates)
+
     async def remove(self, name: str) -> None:
         """Remove an agent: what waits for it is cancelled, what it is handling may finish.
 

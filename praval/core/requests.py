@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 class Pending:
     """A request whose reply has not come."""
 
-    __slots__ = ("asker", "future", "id", "runner")
+    __slots__ = ("asker", "future", "id", "runner", "timeout")
 
     def __init__(
         self,
@@ -39,11 +39,13 @@ class Pending:
         runner: AgentRunner,
         asker: Worker | None,
         future: asyncio.Future[Spore],
+        timeout: float,
     ) -> None:
         self.id = request_id
         self.runner = runner
         self.asker = asker
         self.future = future
+        self.timeout = timeout
 
 
 class Requests:
@@ -68,7 +70,7 @@ class Requests:
             RequestCycleError: waiting for the reply would wait for ever.
         """
         loop = self._ledger.loop
-        pending = Pending(posted.header.id, runner, asker, loop.create_future())
+        pending = Pending(posted.header.id, runner, asker, loop.create_future(), timeout)
         if asker is not None:
             if (refusal := self._cycle(pending)) is not None:
                 self._ledger.published += 1
@@ -76,7 +78,7 @@ class Requests:
                 raise refusal
             asker.waiting_for.add(pending)
         self._pending[pending.id] = pending
-        timer = loop.call_later(timeout, self._time_out, pending, timeout)
+        timer = loop.call_later(timeout, self._time_out, pending)
         try:
             soft = asker is not None
             if not self._publisher.hand_over_at_once(posted, runner, soft=soft):
@@ -118,6 +120,9 @@ class Requests:
         if pending.runner.agent.options.on_error == "raise" and isinstance(error, Exception):
             pending.future.set_exception(error)
             return
+        if reason is Reason.TTL:  # its deadline: the timer was only a little later
+            self._time_out(pending)
+            return
         first = error  # quoting each failure in the next would double its quotes each time
         while isinstance(first, RequestFailedError) and first.__cause__ is not None:
             first = first.__cause__
@@ -134,12 +139,12 @@ class Requests:
             if not pending.future.done():
                 pending.future.set_exception(error)
 
-    def _time_out(self, pending: Pending, timeout: float) -> None:
+    def _time_out(self, pending: Pending) -> None:
         if not pending.future.done():
             pending.future.set_exception(
                 RequestTimeoutError(
-                    f"Agent {pending.runner.name!r} did not answer within {timeout} s. Raise "
-                    "timeout=, or look at reef.get_statistics() for a backlog."
+                    f"Agent {pending.runner.name!r} did not answer within {pending.timeout} s. "
+                    "Raise timeout=, or look at reef.get_statistics() for a backlog."
                 )
             )
 

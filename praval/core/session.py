@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from praval.core.agent import Agent, as_definition
+from praval.core.context import open_handling
 from praval.core.default import default_reef
 from praval.core.delivery import Failure, LedgerSnapshot
 from praval.core.reef import Reef
@@ -95,7 +96,10 @@ async def run_tree(
     """
     checked_limits(timeout, max_iterations)
     watch = Watch(max_iterations)
-    posted = reef.publisher.compose(data, channel, to_agent=target_of(data))
+    # inside a handler: its own agent does not hear it, and so need not wait for itself
+    worker = open_handling()
+    sender = worker.runner.name if worker is not None and worker.runner.reef is reef else None
+    posted = reef.publisher.compose(data, channel, target_of(data), sender=sender)
     posted.tree = Tree(posted.header.id, watch)
     timed_out = False
     reef.watches.add(watch)
@@ -108,8 +112,7 @@ async def run_tree(
         timed_out = True
         await _stop(reef, watch, posted.header.id)
     except BaseException:
-        watch.stopped = True
-        reef.stop_tree(posted.header.id, interrupt=True)
+        await _stop(reef, watch, posted.header.id)
         raise
     finally:
         reef.watches.discard(watch)
@@ -162,6 +165,9 @@ async def astart_agents(
         raise ConfigurationError("start_agents() needs at least one agent.")
     definitions = [as_definition(agent) for agent in agents]
     reef = await default_reef()
+    if initial_data is not None:
+        reef.publisher.compose(initial_data, channel)  # what cannot be sent changes nothing
+    reef.check(*definitions)
     for definition in definitions:
         await reef.add(definition, main=channel)
     if initial_data is None:

@@ -159,7 +159,14 @@ class HttpProvider(BaseProvider):
         return self._client
 
     def _client_options(self, context: ssl.SSLContext) -> dict[str, Any]:
-        return {"verify": context}
+        import httpx
+
+        # many servers close idle connections after 5 s: ours are given up before, or a request
+        # could be sent into one that is just being closed
+        limits = httpx.Limits(
+            max_connections=100, max_keepalive_connections=20, keepalive_expiry=4.0
+        )
+        return {"verify": context, "limits": limits}
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.base_url}>"

@@ -81,11 +81,12 @@ def server(setup: Setup) -> Future[LocalServer]:
     with _servers.lock:
         future = _servers.started.get(setup)
         if future is None or _is_over(future):
-            future = _servers.started[setup] = Future()
+            future = Future()
             future.set_running_or_notify_cancel()
             threading.Thread(
                 target=_start, args=(setup, future), name="praval-local-start", daemon=True
             ).start()
+            _servers.started[setup] = future
         return future
 
 

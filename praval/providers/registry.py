@@ -54,11 +54,12 @@ class _LoopProviders:
     """The providers that work on one event loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
         self.made: dict[str, BaseProvider] = {}
         self.closing = AsyncExitStack()
-        self.keeper = self._until_loop_ends(loop)
+        self.keeper = self._until_loop_ends()
 
-    async def _until_loop_ends(self, loop: asyncio.AbstractEventLoop) -> AsyncGenerator[None, None]:
+    async def _until_loop_ends(self) -> AsyncGenerator[None, None]:
         # asyncio.run() and the background loop close suspended generators when they end: the
         # one moment that all loops have, in which connections can still be closed properly
         async with self.closing:
@@ -66,11 +67,12 @@ class _LoopProviders:
                 yield
             finally:
                 with _registry.lock:
-                    _registry.loops.pop(loop, None)
+                    _registry.loops.pop(self.loop, None)
 
     async def release(self, provider: BaseProvider) -> None:
-        provider._bound_loop = None
-        await provider.aclose()
+        if provider._bound_loop is self.loop:  # and not yet at work on another
+            provider._bound_loop = None
+            await provider.aclose()
 
 
 _registry = _Registry()

@@ -27,6 +27,7 @@ from praval.core.session import run_tree
 from praval.errors import (
     ConfigurationError,
     DuplicateAgentError,
+    HandlerSignatureError,
     KnowledgeError,
     NoReefError,
     ReefError,
@@ -256,11 +257,43 @@ async def test_limits_must_be_above_zero(limits: dict[str, object], message: str
         get_reef()
 
 
-async def test_initial_data_that_cannot_be_sent_is_refused() -> None:
-    """Knowledge is checked like any other."""
+async def test_what_cannot_be_started_changes_nothing() -> None:
+    """Data that cannot be sent, or a bad agent among good ones, leaves no agent behind."""
     root, _ = fan_out(1)
+
+    @agent("root")
+    async def impostor(spore: Spore) -> None:
+        return None
+
+    @agent("wants")
+    async def wants(spore: Spore, magic: object) -> None:
+        return None
+
     with pytest.raises(KnowledgeError, match="object"):
         await astart_agents(root, initial_data={"type": "go", "thing": object()})
+    with pytest.raises(DuplicateAgentError, match="root"):
+        await astart_agents(root, impostor)
+    with pytest.raises(HandlerSignatureError, match="magic"):
+        await astart_agents(root, wants)
+    assert not get_reef().runners
+
+
+async def test_a_session_inside_a_handler_does_not_wait_for_its_own_agent() -> None:
+    """A handler may start agents; its own agent does not hear what it starts them with."""
+
+    @agent("inner", responds_to=["question"])
+    async def inner(spore: Spore) -> dict[str, int]:
+        return {"answer": 42}
+
+    @agent("outer")
+    async def outer(spore: Spore) -> dict[str, int]:
+        result = await astart_agents(inner, initial_data={"type": "question"}, timeout=5)
+        assert not result.timed_out
+        return {"answer": result["answer"] + 1}
+
+    async with TestReef(outer) as reef:
+        result = await run_tree(reef, {"type": "go"})
+    assert result["answer"] == 43
 
 
 # -- AgentSession ------------------------------------------------------------------------

@@ -94,6 +94,20 @@ async def _claim(provider: BaseProvider) -> None:
     assert await registry.claim(provider) is asyncio.get_running_loop()
 
 
+def test_a_provider_that_moved_on_is_not_closed_by_the_loop_it_left() -> None:
+    """A loop may pause between two runs; when it ends, it closes only what is still its own."""
+    provider = Connected()
+    register_provider("mine", provider)
+    with asyncio.Runner() as first:
+        first.run(achat("Hello", provider="mine"))
+        with asyncio.Runner() as second:
+            second.run(achat("Hello", provider="mine"))
+            first.close()
+            assert provider.closed_on == []
+            assert second.run(achat("Hello", provider="mine")) == "answer"
+    assert provider.closed_on == [provider.answered_on[1]]
+
+
 def test_each_loop_that_ends_closes_what_worked_on_it_once() -> None:
     """asyncio.run twice: closed twice, on the right loop, before the loop is gone."""
     provider = Connected()

@@ -122,6 +122,25 @@ async def test_use_model_answers_for_every_provider_and_for_agents_that_run_alre
     assert len(model.calls) == 3
 
 
+def test_a_test_model_answers_on_whichever_loop_asks() -> None:
+    """It belongs to none, so that a test's order of events does not depend on other loops."""
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def answer(messages: Any) -> str:
+        loops.append(asyncio.get_running_loop())
+        return "fine"
+
+    async def main() -> asyncio.AbstractEventLoop:
+        await achat("?")
+        return asyncio.get_running_loop()
+
+    with use_model(FunctionModel(answer)):
+        chat("?")
+        mine = asyncio.run(main())
+    assert loops[0] is not mine
+    assert loops[1] is mine
+
+
 class MyError(Exception):
     """What a test lets its model raise."""
 
