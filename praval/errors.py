@@ -32,6 +32,7 @@
     │   ├── JournalLockedError      another process holds it
     │   └── JournalSchemaError      not a journal, or one of a newer version
     ├── ProviderError               a model could not be used
+    │   ├── ProviderTimeoutError    no answer in time (also a TimeoutError)
     │   └── NoModelError            there is no model at all (lists the ways to get one)
     └── FeatureUnavailableError     the guide has it, this version does not (yet)
 
@@ -159,6 +160,10 @@ class JournalSchemaError(JournalError):
 
 class ProviderError(PravalError):
     """A model provider failed or answered something unusable."""
+
+
+class ProviderTimeoutError(ProviderError, TimeoutError):
+    """The model did not answer in time."""
 
 
 class NoModelError(ProviderError):

@@ -147,6 +147,7 @@ ENVIRONMENT_NOT_BUILT: Mapping[str, str] = {
 
 NOT_BUILT = {
     "transport": "transports across hosts",
+    "performance.max_retries": "retries of model calls",
     "performance.enable_caching": "the response cache",
     "performance.cache_ttl": "the response cache",
     "performance.batch_size": "batched model calls",
@@ -169,7 +170,7 @@ def from_environment(environ: Mapping[str, str] | None = None) -> Settings:
         ConfigurationError: a variable has a value that cannot be used; the message names it.
     """
     if environ is None:
-        environ = {**_dotenv(), **os.environ}
+        environ = environment()
     tree: dict[str, Any] = {}
     for variable, path in ENVIRONMENT.items():
         text = environ.get(variable, "").strip()
@@ -220,6 +221,7 @@ class _Current:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.value: Settings | None = None
+        self.environ: Mapping[str, str] | None = None
 
 
 _current = _Current()
@@ -231,6 +233,17 @@ def current_settings() -> Settings:
         if _current.value is None:
             _current.value = _applied(from_environment())
         return _current.value
+
+
+def environment() -> Mapping[str, str]:
+    """Return the environment over the ``.env`` file, which is read once.
+
+    This is where providers look for their API keys.
+    """
+    with _current.lock:
+        if _current.environ is None:
+            _current.environ = _dotenv()
+        return {**_current.environ, **os.environ}
 
 
 def configure(changes: Mapping[str, Any] | None = None, /, **keys: Any) -> Settings:
@@ -253,7 +266,7 @@ def configure(changes: Mapping[str, Any] | None = None, /, **keys: Any) -> Setti
 def reset_settings() -> None:
     """Forget ``configure()`` calls; the next use reads the environment again (for tests)."""
     with _current.lock:
-        _current.value = None
+        _current.value = _current.environ = None
 
 
 def _applied(settings: Settings) -> Settings:

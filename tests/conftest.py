@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import blockbuster.blockbuster as detector
+import hypothesis
 import pytest
 
 from praval.core import default
@@ -29,6 +30,9 @@ PATIENCE = 2.0
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # the same examples each run: a failure can be repeated, and CI does not fail by chance
+    hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+    hypothesis.settings.load_profile("repeatable")
     config.addinivalue_line(
         "markers",
         "every_loop: run this async test on asyncio's loop, on uvloop, and with eager tasks",

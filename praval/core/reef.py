@@ -108,6 +108,7 @@ class Reef:
         self._journal_path = _journal_path(journal, namespace, self.settings)
         self._failure: BaseException | None = None
         self._stop = asyncio.Event()
+        self._closed = asyncio.Event()
         self.entered_by: asyncio.Task[Any] | None = None
         self._housekeeping: asyncio.Task[None] | None = None
         self._thread = 0
@@ -176,19 +177,24 @@ class Reef:
         """
         if self._state == "new":
             self._state = "closed"
-        if self._state in ("closing", "closed"):
+        if self._state == "closed":
             return
         if get_ident() != self._thread:
             return await hop(self.loop, self.aclose(drain=drain))
         worker = open_handling()
         if worker is not None and worker.runner.reef is self:
             raise ReefError("A handler cannot close its own Reef: call reef.stop() instead.")
+        if self._state == "closing":
+            await self._closed.wait()
+            return
         self._state = "closing"
         try:
             if drain and self._failure is None:
                 await self._drain(self.settings.reef_config.drain_timeout)
         finally:
-            await self._shut_down()
+            # a cancelled closer leaves; the closing itself goes on to its end
+            closing = self.loop.create_task(self._shut_down(), context=self.fresh_context())
+            await asyncio.shield(closing)
 
     def hurry(self) -> None:
         """End the draining of a closing Reef at once."""
@@ -205,12 +211,17 @@ class Reef:
         if self._housekeeping is not None:
             self._housekeeping.cancel()
         self.requests.close(ReefClosedError("The Reef was closed before the reply came."))
-        await self._crew.stop()
-        self.threads.close()
-        if self.journal is not None:
-            await self.journal.aclose()
-        self._state = "closed"
-        self.books.fail_waiters(ReefClosedError("The Reef was closed."))
+        try:
+            await self._crew.stop()
+        finally:
+            self.threads.close()
+            try:
+                if self.journal is not None:
+                    await self.journal.aclose()
+            finally:
+                self._state = "closed"
+                self._closed.set()
+                self.books.fail_waiters(ReefClosedError("The Reef was closed."))
 
     async def serve(self) -> None:
         """Run until SIGTERM, SIGINT or :meth:`stop`, then close (see :meth:`aclose`).

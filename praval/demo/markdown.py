@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from praval.demo.report import MARK, NOT_READ, FileEntry, Finding, Report, count, origin, who_wrote
 from praval.demo.sources import printable
 
-_SPECIAL = re.compile(r"([\\`*\[\]<>&#|~!$]|(?<!\w)_|_(?!\w))")
+_SPECIAL = re.compile(r"([\\`*\[\]<>&#|~!$]|(?<![^\W_])_|_(?![^\W_]))")
 
 
 def to_markdown(report: Report) -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from praval.providers.base import BaseProvider, Messages, ProviderTimeoutError
+from praval.errors import ProviderTimeoutError
+from praval.providers.base import BaseProvider, Messages
 from praval.providers.registry import (
     get_available_providers,
     get_provider,

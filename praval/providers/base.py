@@ -6,14 +6,10 @@ import asyncio
 import inspect
 from typing import Any, ClassVar
 
-from praval.errors import ConfigurationError, ProviderError
+from praval.errors import ConfigurationError
 
 Messages = list[dict[str, Any]]
 """A conversation: dicts with the keys ``role`` ("system", "user", ...) and ``content``."""
-
-
-class ProviderTimeoutError(ProviderError, TimeoutError):
-    """The model did not answer in time."""
 
 
 class BaseProvider:

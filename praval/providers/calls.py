@@ -11,15 +11,14 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from praval.errors import ConfigurationError, NoModelError, ProviderError
+from praval.errors import ConfigurationError, NoModelError, ProviderError, ProviderTimeoutError
 from praval.providers import registry
-from praval.providers.base import BaseProvider, Messages, ProviderTimeoutError
-from praval.settings import current_settings
+from praval.providers.base import BaseProvider, Messages
+from praval.settings import current_settings, environment
 from praval.sync import background_loop, hop, in_thread, owner_loop, refuse_on_loop, run_on
 
 
@@ -200,7 +199,7 @@ def _unbuilt_keys() -> str:
     return "".join(
         f" {variable} is set, but the provider {name!r} is not in this version yet."
         for name, variable in registry.LATER.items()
-        if os.environ.get(variable, "").strip()
+        if environment().get(variable, "").strip()
     )
 
 

@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from praval.errors import ConfigurationError, ProviderError
-from praval.providers.base import BaseProvider, ProviderTimeoutError
+from praval.errors import ConfigurationError, ProviderError, ProviderTimeoutError
+from praval.providers.base import BaseProvider
 
 if TYPE_CHECKING:
     import httpx

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import msgspec
@@ -10,6 +9,7 @@ import msgspec
 from praval.errors import ConfigurationError, FeatureUnavailableError, ProviderError
 from praval.providers.base import Messages
 from praval.providers.http import HttpProvider
+from praval.settings import environment
 
 
 class _Message(msgspec.Struct):
@@ -53,8 +53,8 @@ class OpenAICompatibleProvider(HttpProvider):
         allow_plaintext: bool = False,
     ) -> None:
         if base_url is None:
-            base_url = os.environ.get("OPENAI_BASE_URL", "")
-            api_key = api_key or os.environ.get("OPENAI_API_KEY")
+            base_url = environment().get("OPENAI_BASE_URL", "")
+            api_key = api_key or environment().get("OPENAI_API_KEY")
         if not base_url:
             raise ConfigurationError(
                 'The provider "openai_compatible" does not know its server: set OPENAI_BASE_URL, '

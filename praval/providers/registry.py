@@ -17,6 +17,7 @@ from typing import TypeVar
 from praval.errors import FeatureUnavailableError
 from praval.plugins import load
 from praval.providers.base import BaseProvider, checked_provider
+from praval.settings import environment
 
 BUILTIN: Mapping[str, str] = {
     "local": "praval.providers.local:LocalProvider",
@@ -109,7 +110,7 @@ def get_available_providers() -> list[str]:
     from praval.providers.local import why_unusable
 
     names = registered_names()
-    if os.environ.get("OPENAI_BASE_URL", "").strip():
+    if environment().get("OPENAI_BASE_URL", "").strip():
         names.append("openai_compatible")
     if why_unusable() is None:
         names.append("local")

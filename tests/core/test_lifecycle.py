@@ -693,3 +693,51 @@ def test_serving_beside_other_work_ends_that_work(tmp_path: Path) -> None:
         output, _ = process.communicate(timeout=30)
     assert output.split("\n")[:-1] == ["handled", "stopped 1 0 True"]
     assert process.returncode != 0, "asyncio.run() ended by CancelledError"
+
+
+async def test_whoever_closes_second_waits_for_the_first() -> None:
+    """Two closers at once both return when the Reef is closed, not before."""
+    gate = asyncio.Event()
+
+    @agent("busy")
+    async def busy(spore: Spore) -> None:
+        await gate.wait()
+
+    async with TestReef(busy) as reef:
+        await reef.broadcast({"n": 1})
+        first = asyncio.create_task(reef.aclose())
+        await reef.timeline.rest()
+        second = asyncio.create_task(reef.aclose())
+        await reef.timeline.rest()
+        assert not second.done()
+        gate.set()
+        await asyncio.gather(first, second)
+        assert reef.ledger().handled == 1
+
+
+async def test_a_cancelled_closer_does_not_leave_a_half_closed_reef() -> None:
+    """The closing goes on to its end, even if whoever asked for it is cancelled twice."""
+    cleaned = asyncio.Event()
+
+    @agent("slow")
+    async def slow(spore: Spore) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(1)
+            cleaned.set()
+
+    async with TestReef(slow) as reef:
+        await reef.broadcast({"n": 1})
+        await reef.timeline.rest()
+        closer = asyncio.create_task(reef.aclose())
+        for _ in range(2):
+            await reef.timeline.rest()
+            closer.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closer
+        await reef.aclose()
+        assert cleaned.is_set()
+        assert reef.health_check()["status"] == "closed"
+        assert reef.ledger().cancelled == 1
+        assert reef.ledger().balanced
