@@ -35,12 +35,7 @@ VARIABLES: dict[str, tuple[str, str, Any]] = {
     "PRAVAL_REEF_CAPACITY": ("2000", "reef_config.channel_capacity", 2000),
     "PRAVAL_MESSAGE_TTL": ("7200", "reef_config.message_ttl", 7200.0),
     "PRAVAL_CLEANUP_INTERVAL": ("60.5", "reef_config.cleanup_interval", 60.5),
-    "PRAVAL_ENABLE_CACHING": (
-        "false",
-        "performance.max_retries",
-        "performance.enable_caching",
-        False,
-    ),
+    "PRAVAL_ENABLE_CACHING": ("false", "performance.enable_caching", False),
     "PRAVAL_CACHE_TTL": ("1800", "performance.cache_ttl", 1800.0),
     "PRAVAL_MAX_RETRIES": ("0", "performance.max_retries", 0),
     "PRAVAL_REQUEST_TIMEOUT": ("60", "performance.timeout", 60.0),
@@ -189,7 +184,8 @@ def test_what_the_guide_configures_is_accepted(logger: logging.Logger) -> None:
     assert {warning.category for warning in caught} == {FutureWarning}
     named = {str(warning.message).split("'")[1] for warning in caught}
     assert named == {
-        "performance.enable_caching", "performance.cache_ttl", "performance.batch_size",
+        "performance.max_retries", "performance.enable_caching",
+        "performance.cache_ttl", "performance.batch_size",
         "security.enable_content_filtering", "security.rate_limit_requests",
     }  # fmt: skip
     assert {warning.filename for warning in caught} == {__file__}
