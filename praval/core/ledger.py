@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("praval.ledger")
 
+_HANDLED = Outcome.HANDLED
 BURIED = (Outcome.FAILED, Outcome.EXPIRED)
 """Outcomes that leave a dead letter."""
 
@@ -81,6 +82,11 @@ class Ledger(Tally):
         if reason is not None:
             self.lose(posted, None, outcome, reason, error)
         self.settle(posted, None, outcome)
+
+    def count_reply(self) -> None:
+        """Count a reply that its asker gets right now."""
+        self.deliveries += 1
+        self.counts[_HANDLED] += 1
 
     def count_duplicate(self, posted: Posted) -> None:
         """End an accepted delivery whose id was seen before."""

@@ -105,7 +105,7 @@ class Publisher:
         if (
             len(raw) > self.max_size
             or raw.find(b"null") >= 0
-            or raw[:1] != b"{"
+            or not raw
             or data.__class__ is not dict
         ):
             raw = encode_knowledge(data, self.max_size)
@@ -200,25 +200,20 @@ class Publisher:
         ledger.pending += number
         if posted.tree is not None and posted.tree.watch is not None:
             posted.tree.watch.accept(number)
+        return receipt, self._put_at_once(posted, receivers)
+
+    def _put_at_once(self, posted: Posted, receivers: Receivers) -> Receivers:
+        """Put an ordinary spore wherever there is room; return the receivers that are left."""
+        header = posted.header
         if (
             header.priority != DEFAULT_PRIORITY
             or header.key is not None
             or header.to_agent is not None
-            or ledger.journal is not None
-        ):
-            return receipt, receivers
-        served = put_all(posted, receivers)
-        return receipt, () if served == number else receivers[served:]
-
-    def _is_special(self, posted: Posted) -> bool:
-        """Whether a spore needs more than to be appended to its receivers' mailboxes."""
-        header = posted.header
-        return (
-            header.priority != DEFAULT_PRIORITY
-            or header.key is not None
-            or header.to_agent is not None
             or self._ledger.journal is not None
-        )
+        ):
+            return receivers
+        served = put_all(posted, receivers)
+        return () if served == len(receivers) else receivers[served:]
 
     def hand_over_at_once(self, posted: Posted, runner: AgentRunner, *, soft: bool) -> bool:
         """Give a request to its agent if that takes no waiting; else do nothing."""
@@ -317,7 +312,8 @@ class Publisher:
             parent.held.append((posted, receivers))
         else:
             self._ledger.accept(posted, len(receivers))
-            self._hand_over_softly(posted, receivers, receipt)
+            if left := self._put_at_once(posted, receivers):
+                self._hand_over_softly(posted, left, receipt)
         return receipt
 
     def join_tree(self, posted: Posted, parent: Posted) -> BudgetError | None:
@@ -400,8 +396,7 @@ class Publisher:
     def _put_softly(
         self, posted: Posted, receivers: Sequence[AgentRunner], receipt: Receipt
     ) -> None:
-        served = 0 if self._is_special(posted) else put_all(posted, receivers)
-        for runner in receivers[served:]:
+        for runner in receivers:
             if runner.mailbox.size < self._hard_capacity:
                 self._put(posted, runner)
             else:

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("praval.reef")
 T = TypeVar("T")
+_KNOWLEDGE = SporeType.KNOWLEDGE
 State = Literal["new", "running", "closing", "closed"]
 NOT_ENTERED = "was not entered yet: use `async with Reef(...) as reef:`"
 
@@ -334,7 +335,7 @@ class Reef:
         publisher, explicit = self.publisher, target_agent is not None
         to_agent = target_agent if explicit else _addressee(data)
         posted = publisher.compose(
-            data, channel or "main", to_agent, SporeType.KNOWLEDGE, priority, ttl, key, headers
+            data, channel or "main", to_agent, _KNOWLEDGE, priority, ttl, key, headers
         )
         receipt, left = publisher.offer(posted, explicit=explicit)
         if left:
@@ -425,14 +426,11 @@ class Reef:
         if self._state != "running" or self._failure is not None:
             self._must_run()
         parent = open_handling()
+        to_agent = target_agent if target_agent is not None else _addressee(data)
         posted = self.publisher.compose(
-            data,
-            channel or sender.main,
-            target_agent if target_agent is not None else _addressee(data),
-            sender=sender.name,
-            parent=parent.posted if parent else None,
-            **options,
-        )
+            data, channel or sender.main, to_agent, sender=sender.name,
+            parent=None if parent is None else parent.posted, **options,
+        )  # fmt: skip
         return self.publisher.emit(posted, parent, explicit=target_agent is not None)
 
     # -- waiting and looking -------------------------------------------------------------

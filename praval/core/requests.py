@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from praval.core.runner import AgentRunner, Worker
 
 
+_RESPONSE = SporeType.RESPONSE
+
+
 class Pending:
     """A request whose reply has not come."""
 
@@ -101,7 +104,7 @@ class Requests:
         header = Header(  # by position, in the order of Header's fields: this is a hot path
             new_id(), self._ledger.clock(), None, spore_type_of(result),
             head.reply_to or head.channel, runner.name, head.from_agent, head.priority,
-            SporeType.RESPONSE, head.id, None, head.root or head.id, head.hops + 1,
+            _RESPONSE, head.id, None, head.root or head.id, head.hops + 1,
         )  # fmt: skip
         answer = self._publisher.intercept(Posted(header, raw))
         self._ledger.published += 1
@@ -109,7 +112,7 @@ class Requests:
         if pending is None or pending.future.done():
             self._ledger.count(answer, Outcome.UNDELIVERABLE, Reason.LATE_REPLY)
         else:
-            self._ledger.count(answer, Outcome.HANDLED)
+            self._ledger.count_reply()
             pending.future.set_result(answer.open())
 
     def lost(self, posted: Posted, agent: str, reason: Reason, error: BaseException | None) -> None:

@@ -264,7 +264,7 @@ class AgentRunner:
                     elif value is FILTERED:
                         self.lose(worker, posted, Outcome.FILTERED, Reason.CONDITION)
                     else:
-                        self._settle(worker, posted, Outcome.HANDLED)
+                        self._settle(worker, posted, _HANDLED)
                 await asyncio.sleep(0)
         finally:
             self.workers.pop(worker, None)
