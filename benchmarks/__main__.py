@@ -13,7 +13,7 @@ from benchmarks.harness import QUICK, Measurement, Options
 from benchmarks.workloads import select
 
 _CRASHED, _MISSED = 2, 1
-_QUIET = 0.3
+_QUIET = 0.7
 """Load average above which other programs disturb the measurement."""
 
 
@@ -85,7 +85,8 @@ def main() -> int:
     print(report.plain(report.budget_rows(lines)).replace("**", ""), end="\n\n")
     crashed = _trouble(measured)
     if not args.quick:
-        everything = report.record(measured)
+        # What crashed half-way is shown above, and leaves the record as it was.
+        everything = report.record({n: m for n, m in measured.items() if not m.crashed})
         report.write_readme(everything)
         verdicts = [verdict for _, verdict in report.judge(everything) if verdict]
         if not verdicts or not plot.draw(verdicts, report.HERE / "results.svg"):

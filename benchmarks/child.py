@@ -13,15 +13,18 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from statistics import median
 
 from benchmarks.contestants import load
-from benchmarks.workloads import RATE, WORKLOADS, Job, Program, Sample, Workload
+from benchmarks.workloads import RATE, RELATIVE, WORKLOADS, Job, Program, Sample, Workload
 
 _OPTIONAL = {"autogen_core", "opentelemetry", "praval", "pykka", "uvloop"}
 """Packages whose absence leaves a contestant out instead of failing the run."""
 
 _FIRST_UNITS = 1_000
 _LARGEST_STEP = 32
+_SLICES = 16
+"""Pairs of slices in a relative measurement."""
 
 
 def split(contestant: str) -> tuple[str, frozenset[str]]:
@@ -65,10 +68,43 @@ def scaled(run: Callable[[Job], Sample], job: Job, target: float) -> tuple[Job, 
         job = replace(job, n=math.ceil(job.n * step))
 
 
+def relative(
+    run: Callable[[Job], Sample],
+    job: Job,
+    base: Callable[[Job], Sample],
+    base_job: Job,
+    target: float,
+) -> float:
+    """Rate of ``run`` over the rate of ``base``: the median of pairs of alternating slices."""
+    job, _ = scaled(run, job, target / _SLICES)
+    base_job = replace(base_job, n=job.n)
+    ratios: list[float] = []
+    for turn in range(_SLICES):
+        if turn % 2:
+            cpu, base_cpu = run(job).cpu, base(base_job).cpu
+        else:
+            base_cpu, cpu = base(base_job).cpu, run(job).cpu
+        ratios.append(base_cpu / cpu)
+    return median(ratios)
+
+
 def measure(workload: Workload, contestant: str, target: float, seconds: float) -> dict[str, float]:
     """The metrics of one contestant on one workload, measured in this process."""
+    run, job = prepared(workload, contestant, seconds)
+    if workload.n is not None:
+        return run(job).metrics
+    if workload.against is not None:
+        base, base_job = prepared(workload, workload.against, seconds)
+        return {RELATIVE.name: relative(run, job, base, base_job, target)}
+    _, sample = scaled(run, job, target)
+    return {RATE.name: sample.units / sample.cpu}
+
+
+def prepared(
+    workload: Workload, contestant: str, seconds: float = 3.0
+) -> tuple[Callable[[Job], Sample], Job]:
+    """What to call, and the job to call it with; ``n`` is 0 when it is still to be scaled."""
     base, modifiers = split(contestant)
-    run = runner(load(base, workload.kind), modifiers)
     job = Job(
         n=workload.n or 0,
         agents=workload.agents,
@@ -76,10 +112,7 @@ def measure(workload: Workload, contestant: str, target: float, seconds: float) 
         tracing="tracing" in modifiers,
         seconds=seconds,
     )
-    if workload.n is not None:
-        return run(job).metrics
-    _, sample = scaled(run, job, target)
-    return {RATE.name: sample.units / sample.cpu}
+    return runner(load(base, workload.kind), modifiers), job
 
 
 def main() -> None:

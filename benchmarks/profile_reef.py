@@ -17,9 +17,8 @@ from dataclasses import replace
 from pathlib import PurePath
 from types import FrameType
 
-from benchmarks.child import runner, scaled, split
-from benchmarks.contestants import load
-from benchmarks.workloads import WORKLOADS, Job, Sample
+from benchmarks.child import prepared, scaled
+from benchmarks.workloads import WORKLOADS, Sample
 
 _INTERVAL = 0.001
 """CPU seconds between samples; the system may round it up to its own tick."""
@@ -82,9 +81,7 @@ def main() -> None:
     args = parser.parse_args()
 
     workload = WORKLOADS[args.workload]
-    base, modifiers = split(args.contestant)
-    run = runner(load(base, workload.kind), modifiers)
-    job = Job(n=0, agents=workload.agents, flat=workload.flat, tracing="tracing" in modifiers)
+    run, job = prepared(workload, args.contestant)
     job, sample = scaled(run, job, args.target)
     each = sample.cpu / sample.units * 1e6
     print(f"{workload.name} {args.contestant}: {sample.units} units, {each:.3f} us of CPU each")

@@ -140,16 +140,10 @@ def record(new: Mapping[str, Measurement]) -> dict[str, Measurement]:
     document = {
         "machine": machine(),
         "budgets": budgets,
-        "workloads": {name: _stored(item) for name, item in merged.items()},
+        "workloads": {name: asdict(item) for name, item in merged.items()},
     }
     RESULTS.write_text(json.dumps(document, indent=1) + "\n")
     return merged
-
-
-def _stored(measurement: Measurement) -> dict[str, Any]:
-    """Without tracebacks: they name paths."""
-    crashed = dict.fromkeys(measurement.crashed, "crashed; run it again to see how")
-    return {**asdict(measurement), "crashed": crashed}
 
 
 def _neighbours(measurements: Mapping[str, Measurement]) -> str:

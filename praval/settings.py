@@ -33,7 +33,9 @@ class ReefSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     channel_capacity: Count = 1000
     """Spores that wait in one agent's mailbox before publishers wait (or are refused)."""
     hard_capacity: Count | None = None
-    """Where even emissions from handlers are rejected; None: ten times the capacity, >= 10,000."""
+    """Where even emissions from handlers are rejected; None: ten times the capacity, >= 10,000.
+
+    Not below ``channel_capacity``."""
     overflow: Literal["wait", "reject", "drop_oldest"] = "wait"
     """What happens to a publisher outside handlers when a mailbox is full."""
     message_ttl: Positive | None = 3600.0
@@ -91,12 +93,15 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     default_provider: str | None = None
     default_model: str | None = None
     log_level: LogLevel | None = None
+    """Level of the ``praval`` logger; None: left alone, unless ``debug`` is set."""
     max_threads: Count = 10
     """Plain handlers that run at once."""
     max_concurrent_agents: Count = 20
     """Most agents in one AgentSession that names no ``max_agents``."""
     data_dir: str = "~/.local/share/praval"
     debug: bool = False
+    """Log at ``DEBUG``, unless ``log_level`` says otherwise. Handlers for the records are the
+    application's, for instance ``logging.basicConfig()``."""
     transport: str | None = None
     reef_config: ReefSettings = ReefSettings()
     performance: PerformanceSettings = PerformanceSettings()
@@ -166,6 +171,9 @@ NOT_BUILT = {
 def from_environment(environ: Mapping[str, str] | None = None) -> Settings:
     """Read settings from ``environ`` (default: the process's, over a ``.env`` file).
 
+    A variable whose feature is not built yet is accepted with a FutureWarning, as by
+    :func:`configure`.
+
     Raises:
         ConfigurationError: a variable has a value that cannot be used; the message names it.
     """
@@ -178,14 +186,12 @@ def from_environment(environ: Mapping[str, str] | None = None) -> Settings:
             value = text.upper() if path == "log_level" else text
             _convert(_nested(path, value), source=variable)
             _set(tree, path, value)
+            # a Reef refuses a transport outright
+            if (feature := _feature_not_built(path)) and path != "transport":
+                _warn_no_effect(variable, feature, stacklevel=3)
     for variable in environ:
         if variable in ENVIRONMENT_NOT_BUILT:
-            warnings.warn(
-                f"{variable} is accepted, but {ENVIRONMENT_NOT_BUILT[variable]} are not in this "
-                "version yet: it has no effect.",
-                FutureWarning,
-                stacklevel=2,
-            )
+            _warn_no_effect(variable, ENVIRONMENT_NOT_BUILT[variable], stacklevel=3)
         elif variable.startswith("PRAVAL_") and variable not in ENVIRONMENT:
             hint = near(variable, ENVIRONMENT)
             if hint:
@@ -270,8 +276,9 @@ def reset_settings() -> None:
 
 
 def _applied(settings: Settings) -> Settings:
-    if settings.log_level is not None:
-        logging.getLogger("praval").setLevel(settings.log_level)
+    level = settings.log_level or ("DEBUG" if settings.debug else None)
+    if level is not None:
+        logging.getLogger("praval").setLevel(level)
     return settings
 
 
@@ -312,6 +319,13 @@ def _convert(tree: Any, *, source: str, strict: bool = False) -> Settings:
     except msgspec.ValidationError as error:
         reason = re.sub(r"\$\.?", "", str(error))
         raise ConfigurationError(f"Bad value in {source}: {reason}.") from None
+    limits = settings.reef_config
+    if limits.hard_capacity is not None and limits.hard_capacity < limits.channel_capacity:
+        raise ConfigurationError(
+            f"Bad value in {source}: reef_config.hard_capacity ({limits.hard_capacity}) is below "
+            f"reef_config.channel_capacity ({limits.channel_capacity}). Raise the one or lower "
+            "the other."
+        )
     return settings
 
 
@@ -334,9 +348,16 @@ def _warn_not_built(changes: Mapping[str, Any]) -> None:
         section, _, key = path.partition(".")
         value = changes.get(section)
         if value is not None and (not key or (isinstance(value, Mapping) and key in value)):
-            warnings.warn(
-                f"The setting {path!r} is accepted, but {feature} is not in this version yet: "
-                "it has no effect.",
-                FutureWarning,
-                stacklevel=4,
-            )
+            _warn_no_effect(f"The setting {path!r}", feature, stacklevel=5)
+
+
+def _feature_not_built(path: str) -> str | None:
+    return NOT_BUILT.get(path) or NOT_BUILT.get(path.partition(".")[0])
+
+
+def _warn_no_effect(what: str, feature: str, stacklevel: int) -> None:
+    warnings.warn(
+        f"{what} is accepted, but this version does not have {feature} yet: it has no effect.",
+        FutureWarning,
+        stacklevel=stacklevel,
+    )

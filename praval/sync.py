@@ -71,9 +71,12 @@ class _Background:
             if self.loop is None:
                 self.loop = asyncio.new_event_loop()
                 self.thread = threading.Thread(
-                    target=self.loop.run_forever, name="praval-loop", daemon=True
+                    target=_run_forever, args=(self.loop,), name="praval-loop", daemon=True
                 )
+                running = threading.Event()
+                self.loop.call_soon(running.set)
                 self.thread.start()
+                running.wait()
                 # threading's own hook would run after the daemon thread is frozen
                 atexit.register(self.close)
             return self.loop
@@ -98,6 +101,20 @@ class _Background:
 
 
 _background = _Background()
+
+
+def _run_forever(loop: asyncio.AbstractEventLoop) -> None:
+    """Run the loop until it is stopped, whatever a handler raises.
+
+    asyncio lets SystemExit and KeyboardInterrupt of a task end the loop. Here the Reef whose
+    handler raised them has failed, and whoever waits for it is told; others go on.
+    """
+    while True:
+        try:
+            loop.run_forever()
+        except (SystemExit, KeyboardInterrupt):
+            continue
+        return
 
 
 def _reset_after_fork() -> None:
@@ -166,13 +183,8 @@ def run_on(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
         task.add_done_callback(lambda _: finished.set())
         tasks.append(task)
 
-    try:
-        loop.call_soon_threadsafe(start)
-    except RuntimeError as error:
-        work.close()
-        raise NoReefError(
-            "The event loop of this Reef is closed: start a new Reef, or call earlier."
-        ) from error
+    _refuse_dead(loop, work)
+    loop.call_soon_threadsafe(start)
     try:
         with waiting(finished.is_set):
             finished.wait()
@@ -184,6 +196,16 @@ def run_on(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
     return tasks[0].result()
 
 
+def _refuse_dead(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any]) -> None:
+    """Raise NoReefError if nobody runs the loop: waiting for it would be in vain."""
+    if not loop.is_running():
+        work.close()
+        how = "closed" if loop.is_closed() else "not running"
+        raise NoReefError(
+            f"The event loop of this Reef is {how}: start a new Reef, or call earlier."
+        )
+
+
 def _cancel_all(tasks: list[asyncio.Task[Any]]) -> None:
     for task in tasks:
         task.cancel()
@@ -193,13 +215,8 @@ async def hop(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> 
     """Await ``work`` on ``loop``, from whichever loop this runs on; cancellation travels along."""
     if running_loop() is loop:
         return await work
-    try:
-        future = asyncio.run_coroutine_threadsafe(work, loop)
-    except RuntimeError as error:
-        work.close()
-        raise NoReefError(
-            "The event loop of this Reef is closed: start a new Reef, or call earlier."
-        ) from error
+    _refuse_dead(loop, work)
+    future = asyncio.run_coroutine_threadsafe(work, loop)
     with waiting(future.done):
         return await asyncio.wrap_future(future)
 

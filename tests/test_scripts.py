@@ -235,3 +235,31 @@ def test_blocking_calls_on_a_loop_name_their_twins(tmp_path: Path) -> None:
         "await arun(...)",
     ]
     assert not errors
+
+
+@pytest.mark.parametrize("kind", ["async def", "def"])
+def test_sys_exit_in_a_handler_does_not_hang_the_script(kind: str, tmp_path: Path) -> None:
+    """It is a failure like others, but of the Reef too: the next session gets one of its own."""
+    output, errors = run(
+        f"""
+        import logging, sys
+        from praval import agent, start_agents
+
+        logging.disable()
+
+        @agent("quitter", responds_to=["quit"])
+        {kind} quitter(spore):
+            sys.exit(3)
+
+        @agent("worker", responds_to=["work"])
+        def worker(spore):
+            return {{"ok": True}}
+
+        result = start_agents(quitter, initial_data={{"type": "quit"}}, timeout=20)
+        print("told:", repr(result.errors[0].error))
+        print(dict(start_agents(worker, initial_data={{"type": "work"}})))
+        """,
+        tmp_path,
+    )
+    assert output == "told: SystemExit(3)\n{'ok': True}\n"
+    assert not errors

@@ -71,11 +71,30 @@ def test_the_table_below_knows_every_variable() -> None:
     assert {name: path for name, (_, path, _) in VARIABLES.items()} == dict(ENVIRONMENT)
 
 
+FEATURE_MISSING = {
+    "PRAVAL_ENABLE_CACHING", "PRAVAL_CACHE_TTL", "PRAVAL_MAX_RETRIES", "QDRANT_URL",
+    "QDRANT_API_KEY", "PRAVAL_COLLECTION_NAME", "SHORT_TERM_MAX_ENTRIES",
+    "SHORT_TERM_RETENTION_HOURS",
+}  # fmt: skip
+"""Variables that are read, checked and kept, but that nothing uses yet."""
+
+
 @pytest.mark.parametrize("variable", VARIABLES)
 def test_each_variable_of_the_guide_has_its_effect(variable: str) -> None:
-    """It changes the setting it names and no other; blanks around the value do not matter."""
+    """It changes the setting it names and no other; blanks around the value do not matter.
+
+    If nothing uses the setting yet, one warning says so; for the others there is none.
+    """
     text, path, value = VARIABLES[variable]
-    settings = from_environment({variable: f" {text} "})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        settings = from_environment({variable: f" {text} "})
+    assert [warning.category for warning in caught] == (
+        [FutureWarning] if variable in FEATURE_MISSING else []
+    )
+    for warning in caught:
+        assert str(warning.message).startswith(f"{variable} is accepted, but")
+        assert warning.filename == __file__
     assert at(settings, path) == value
     assert type(at(settings, path)) is type(value)
     others = [other for _, other, _ in VARIABLES.values() if other != path]
@@ -119,6 +138,49 @@ def test_a_variable_whose_feature_is_missing_warns(variable: str) -> None:
     """Nobody believes that spores are sealed because a variable was set."""
     with pytest.warns(FutureWarning, match=f"{variable} is accepted, but .* no effect"):
         assert from_environment({variable: "true"}) == Settings()
+
+
+def test_a_missing_feature_is_warned_about_once_per_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither later uses nor ``configure()`` repeat it; reading the environment again does."""
+    monkeypatch.setenv("PRAVAL_MAX_RETRIES", "1")
+    with pytest.warns(FutureWarning, match="PRAVAL_MAX_RETRIES is accepted"):
+        current_settings()
+    current_settings()  # a warning would be an error here
+    assert configure(max_threads=3).performance.max_retries == 1
+    reset_settings()
+    with pytest.warns(FutureWarning, match="PRAVAL_MAX_RETRIES is accepted"):
+        current_settings()
+
+
+@pytest.mark.parametrize(
+    ("environ", "level"),
+    [
+        ({"PRAVAL_DEBUG": "true"}, logging.DEBUG),
+        ({"PRAVAL_DEBUG": "1", "PRAVAL_LOG_LEVEL": "error"}, logging.ERROR),
+        ({"PRAVAL_DEBUG": "false"}, logging.CRITICAL),
+        ({}, logging.CRITICAL),
+    ],
+    ids=repr,
+)
+def test_debug_is_a_log_level_unless_one_is_named(
+    monkeypatch: pytest.MonkeyPatch, logger: logging.Logger, environ: dict[str, str], level: int
+) -> None:
+    """``PRAVAL_DEBUG`` logs at DEBUG; without it, the application's level is left alone."""
+    logger.setLevel(logging.CRITICAL)
+    for variable, text in environ.items():
+        monkeypatch.setenv(variable, text)
+    current_settings()
+    assert logger.level == level
+
+
+def test_the_hard_capacity_is_not_below_the_capacity() -> None:
+    """Whichever of the two comes last is refused, with both numbers, and changes nothing."""
+    before = configure({"reef_config": {"channel_capacity": 5, "hard_capacity": 5}})
+    with pytest.raises(ConfigurationError, match=r"hard_capacity \(4\) is below .*\(5\)"):
+        configure({"reef_config": {"hard_capacity": 4}})
+    with pytest.raises(ConfigurationError, match=r"hard_capacity \(5\) is below .*\(6\)"):
+        configure({"reef_config": {"channel_capacity": 6}})
+    assert current_settings() is before
 
 
 def test_the_process_environment_is_read_on_first_use(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,9 +405,11 @@ def test_settings_are_frozen() -> None:
 
 def test_secrets_do_not_show() -> None:
     """Neither the key of the memory server nor a password in a transport's URL is in a repr."""
-    settings = from_environment(
-        {"QDRANT_API_KEY": "hunter2", "PRAVAL_TRANSPORT": "amqps://user:hunter2@host/vhost"}
-    )
+    with pytest.warns(FutureWarning, match="QDRANT_API_KEY") as caught:
+        settings = from_environment(
+            {"QDRANT_API_KEY": "hunter2", "PRAVAL_TRANSPORT": "amqps://user:hunter2@host/vhost"}
+        )
+    assert "hunter2" not in str([warning.message for warning in caught])
     assert settings.transport == "amqps://user:hunter2@host/vhost"
     assert "hunter2" not in repr(settings) + repr(settings.memory_config) + str(settings)
     assert "host/vhost" in repr(settings)

@@ -167,11 +167,18 @@ def checked_name(name: str) -> str:
     """Return a valid agent name.
 
     Raises:
-        AgentError: not a string of 1 to 128 bytes, or a reserved one.
+        AgentError: not a string of 1 to 128 bytes of UTF-8, or a reserved one.
     """
     if not isinstance(name, str) or not name.strip():
         raise AgentError(f"An agent's name must be a string that is not empty, not {name!r}.")
-    if len(name.encode("utf-8", "replace")) > 128:
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        raise AgentError(
+            f"The agent name {name!r} has half of a surrogate pair, which UTF-8 cannot write: "
+            "remove it."
+        ) from None
+    if size > 128:
         raise AgentError(f"The agent name {name[:20]!r}... is longer than 128 bytes.")
     if name == "praval" or name.startswith(("praval.", "@")):
         raise AgentError(f"The agent name {name!r} is reserved: choose one without that start.")
@@ -182,7 +189,8 @@ def checked_handler(name: str, handler: Handler) -> Handler:
     """Return a handler that can be called with a spore.
 
     Raises:
-        HandlerSignatureError: not a function, a generator, or without a ``spore`` parameter.
+        HandlerSignatureError: not a function, a generator, or without a ``spore`` parameter
+            that can be given one spore.
     """
     if inspect.isclass(handler) or not callable(handler):
         raise HandlerSignatureError(
@@ -193,11 +201,27 @@ def checked_handler(name: str, handler: Handler) -> Handler:
             f"Agent {name!r} has a generator as its handler: return one value, and broadcast() "
             "the others."
         )
-    parameters = inspect.signature(handler).parameters
-    if "spore" not in parameters:
+    try:
+        parameters = inspect.signature(handler).parameters
+    except ValueError as error:  # a builtin that does not tell its parameters
+        raise HandlerSignatureError(
+            f"The handler of agent {name!r} cannot be used: {error}. Write: def handler(spore): ..."
+        ) from None
+    spore = parameters.get("spore")
+    if spore is None:
         raise HandlerSignatureError(
             f"The handler of agent {name!r} has no parameter named 'spore' (it has "
             f"{', '.join(parameters) or 'none'}). Write: def handler(spore): ..."
+        )
+    if spore.kind in (spore.VAR_POSITIONAL, spore.VAR_KEYWORD):
+        raise HandlerSignatureError(
+            f"The handler of agent {name!r} has '{spore}', which collects arguments: it is given "
+            "one spore. Write: def handler(spore): ..."
+        )
+    if spore.kind is spore.POSITIONAL_ONLY and next(iter(parameters)) != "spore":
+        raise HandlerSignatureError(
+            f"The handler of agent {name!r} takes 'spore' by position only, behind other "
+            "parameters. Make it the first one, or remove the '/'."
         )
     return handler
 
@@ -227,9 +251,10 @@ def checked_options(
         return ConfigurationError(f"Agent {name!r}: {problem}.")
 
     types = [responds_to] if isinstance(responds_to, str) else responds_to
-    types = None if types is None else list(types)
-    if types is not None and not all(isinstance(kind, str) for kind in types):
-        raise refuse(f"responds_to must be a list of strings, not {types!r}")
+    if types is not None:
+        types = list(types) if isinstance(types, Iterable) else [types]
+        if not all(isinstance(kind, str) for kind in types):
+            raise refuse(f"responds_to must be a list of strings, not {responds_to!r}")
     if channel is not None and (not isinstance(channel, str) or not channel):
         raise refuse(f"channel must be a string that is not empty, not {channel!r}")
     if not isinstance(concurrent, int) or (concurrent is not False and concurrent < 1):
@@ -242,8 +267,14 @@ def checked_options(
         raise refuse(f"timeout must be a number of seconds above 0, not {timeout!r}")
     if on_error not in ("dead_letter", "raise"):
         raise refuse(f'on_error must be "dead_letter" or "raise", not {on_error!r}')
-    if condition is not None and not callable(condition):
-        raise refuse(f"condition must be callable, not {condition!r}")
+    for option, value in (("auto_broadcast", auto_broadcast), ("transactional", transactional)):
+        if not isinstance(value, bool):
+            raise refuse(f"{option} must be True or False, not {value!r}")
+    if condition is not None and not _answers_at_once(condition):
+        raise refuse(
+            f"condition must be a plain function of the spore, not {condition!r}; what an async "
+            "function or a generator returns would count as true for every spore"
+        )
     if max_calls_per_minute is not None and (
         not _is_number(max_calls_per_minute) or max_calls_per_minute <= 0
     ):
@@ -251,7 +282,7 @@ def checked_options(
     return AgentOptions(
         responds_to=None if types is None else frozenset(types),
         channel=channel,
-        auto_broadcast=bool(auto_broadcast),
+        auto_broadcast=auto_broadcast,
         concurrency=1 if concurrent is False else math.inf if concurrent is True else concurrent,
         retries=retries,
         backoff=backoff,
@@ -281,6 +312,18 @@ def as_definition(candidate: object) -> AgentDefinition:
         )
     hint = "decorate it with @agent(name)" if callable(candidate) else "pass agents one by one"
     raise HandlerSignatureError(f"{candidate!r} is not an agent: {hint}.")
+
+
+def _answers_at_once(condition: object) -> bool:
+    kinds = (
+        inspect.iscoroutinefunction,
+        inspect.isgeneratorfunction,
+        inspect.isasyncgenfunction,
+    )
+    called = getattr(condition, "__call__", None)  # noqa: B004 - an object with an async __call__
+    return callable(condition) and not any(
+        kind(each) for kind in kinds for each in (condition, called)
+    )
 
 
 def _is_number(value: object) -> bool:

@@ -65,7 +65,12 @@ class Crew:
         agent = as_definition(candidate)
         present = self._routes.runners.get(agent.name)
         waiting = (self._waiting or {}).get(agent.name)
-        _refuse_other(agent, present.agent if present else waiting[0] if waiting else None)
+        known = present.agent if present else waiting[0] if waiting else None
+        _refuse_other(agent, known)
+        if any(runner.name == agent.name and runner.workers for runner in self._leaving):
+            raise DuplicateAgentError(
+                f"Agent {agent.name!r} was removed but is still finishing: await remove() first."
+            )
         if self._waiting is not None:
             self._waiting[agent.name] = (agent, main)
             return DONE
@@ -74,7 +79,9 @@ class Crew:
             self._routes.remove(present)
             present.main = main
             self._routes.add(present)
-            return DONE
+            if agent is known:
+                return DONE
+            return asyncio.ensure_future(self._run_hooks(agent.start_hooks))
         runner = AgentRunner(agent, self._reef, self._reef.books, main)
         self._routes.add(runner)
         return asyncio.ensure_future(self._welcome(runner))
@@ -123,8 +130,9 @@ class Crew:
             await runner.retire(self._reef.settings.reef_config.drain_timeout)
         finally:
             await runner.cancel_workers(CANCEL_GRACE)
-            self._leaving.remove(runner)
-            self._reef.books.absorb(runner)
+            if not runner.workers:  # else it goes on counting there
+                self._leaving.remove(runner)
+                self._reef.books.absorb(runner)
         await self._run_hooks(runner.agent.stop_hooks)
 
     async def stop(self) -> None:

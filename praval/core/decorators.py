@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from praval.core.agent import AgentDefinition, Condition, Handler, checked_options
 from praval.core.registry import get_registry
-from praval.errors import ConfigurationError
+from praval.errors import ConfigurationError, HandlerSignatureError
 
 Decorator = Callable[[Handler], AgentDefinition]
 
@@ -56,10 +56,16 @@ def agent(
     Raises:
         AgentError: the name cannot be used.
         ConfigurationError: an argument has the wrong type or range.
-        HandlerSignatureError: what is decorated is no function with a ``spore`` parameter.
+        HandlerSignatureError: what is decorated is no function with a ``spore`` parameter, or the
+            decorator was written without a name.
 
     Source: guide, "Decorator Parameters" and "Agent Creation".
     """
+    if callable(name):
+        label = getattr(name, "__name__", "name")
+        raise HandlerSignatureError(
+            f'@agent was written without a name. Write @agent("{label}") above the function.'
+        )
     options = checked_options(
         name,
         responds_to=responds_to,
@@ -99,7 +105,7 @@ def conditional_agent(name: str, condition: Condition, **options: Any) -> Decora
     condition that raises fails the delivery.
 
     Raises:
-        ConfigurationError: the condition is not callable, or as for :func:`agent`.
+        ConfigurationError: the condition is not a plain function, or as for :func:`agent`.
     """
     if not callable(condition):
         raise ConfigurationError(

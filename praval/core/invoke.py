@@ -1,16 +1,18 @@
 """How a handler is called: injection, threads, conditions and interceptors, composed once.
 
-The common case, a coroutine function whose only parameter is ``spore``, is called as it is.
+The common case, a coroutine function whose first parameter is ``spore`` and into which nothing
+else is injected, is called as it is.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from praval.core.agent import AgentDefinition
+from praval.core.agent import AgentDefinition, Handler
 from praval.core.context import current_worker
 from praval.core.interceptor import Interceptor
 from praval.core.spore import Spore
@@ -56,7 +58,8 @@ def injection(agent: AgentDefinition, reef: Reef) -> dict[str, Any]:
     """Return what is injected beside ``spore``: parameter name -> value.
 
     Raises:
-        HandlerSignatureError: a parameter without a default that nobody provides.
+        HandlerSignatureError: a parameter without a default that nobody provides, or one to
+            inject that takes its value by position only.
     """
     makers: dict[str, Callable[[Reef], Any]] = {
         "reef": lambda reef: reef,
@@ -67,6 +70,13 @@ def injection(agent: AgentDefinition, reef: Reef) -> dict[str, Any]:
     for name, parameter in inspect.signature(agent.handler).parameters.items():
         if name == "spore" or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
+        if parameter.kind is parameter.POSITIONAL_ONLY and (
+            name in makers or parameter.default is parameter.empty
+        ):
+            raise HandlerSignatureError(
+                f"The handler of agent {agent.name!r} takes {name!r} by position only, but all "
+                "except spore is injected by name. Remove the '/' from its parameters."
+            )
         if name in makers:
             arguments[name] = makers[name](reef)
         elif parameter.default is parameter.empty:
@@ -80,26 +90,30 @@ def injection(agent: AgentDefinition, reef: Reef) -> dict[str, Any]:
 
 def _caller(agent: AgentDefinition, arguments: dict[str, Any], threads: WorkerThreads) -> Invoke:
     handler = agent.handler
+    call = _given(handler, arguments)
     if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(
         getattr(handler, "__call__", None)  # noqa: B004 - an object with an async __call__
     ):
-        if not arguments:
-            return handler
-
-        async def call(spore: Spore) -> Any:
-            return await handler(spore=spore, **arguments)
-
         return call
 
-    def plain(spore: Spore) -> Any:
-        return handler(spore=spore, **arguments)
-
     async def call_in_thread(spore: Spore) -> Any:
-        value = await threads.run(plain, spore)
+        value = await threads.run(call, spore)
         # a plain wrapper around a coroutine function returns what is to be awaited
         return await value if inspect.isawaitable(value) else value
 
     return call_in_thread
+
+
+def _given(handler: Handler, arguments: dict[str, Any]) -> Callable[[Spore], Any]:
+    """Return the handler as a function of the spore alone."""
+    first = next(iter(inspect.signature(handler).parameters.values()))
+    if first.name == "spore" and first.kind is not first.KEYWORD_ONLY:
+        return functools.partial(handler, **arguments) if arguments else handler
+
+    def by_name(spore: Spore) -> Any:
+        return handler(spore=spore, **arguments)
+
+    return by_name
 
 
 def _in_time(seconds: float, loop: asyncio.AbstractEventLoop, invoke: Invoke) -> Invoke:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from praval.core.delivery import DeadLetter, Failure, Outcome, Posted, Reason, Tally, shown
 from praval.core.spore import Spore, decode_knowledge, read_wire, wire_bytes
-from praval.errors import RequestFailedError
+from praval.errors import JournalError, RequestFailedError
 
 if TYPE_CHECKING:
     from praval.core.journal import Journal
@@ -37,8 +37,8 @@ class Ledger(Tally):
     """Counts, dead letters and quiescence of one Reef; used on its loop only."""
 
     __slots__ = (
-        "_broken", "_dead_rows", "_idle", "clock", "dead_letters", "in_transit", "journal",
-        "listeners", "loop",
+        "_broken", "_dead_rows", "_idle", "clock", "dead_letters", "deliver", "in_transit",
+        "journal", "listeners", "loop",
     )  # fmt: skip
 
     def __init__(
@@ -49,6 +49,8 @@ class Ledger(Tally):
         dead_letters: int,
     ) -> None:
         super().__init__()
+        self.deliver: Callable[[Posted, tuple[AgentRunner, ...]], None]
+        """Hands over what a transactional handler emitted; set by the publisher."""
         self.loop = loop
         self.clock = clock
         self.journal = journal
@@ -119,8 +121,7 @@ class Ledger(Tally):
         if self.journal is not None and runner is not None and outcome not in BURIED:
             return self._mark(self.journal, posted, runner, outcome, emitted)
         for spore, runners in emitted:
-            for receiver in runners:
-                receiver.put(spore)
+            self.deliver(spore, runners)
         return None
 
     def lose(
@@ -164,7 +165,9 @@ class Ledger(Tally):
             at=self.clock(),
         )
         self.dead_letters.append(letter)
-        if self.journal is not None:
+        if self.journal is None:
+            return
+        with contextlib.suppress(JournalError):  # it is dead: the Reef is told when it next begins
             self._dead_rows[letter.id] = self.journal.bury(
                 posted.header.id, runner.name, reason.value, letter.error, posted.attempt
             )
@@ -181,17 +184,25 @@ class Ledger(Tally):
             (spore.header.id, wire_bytes(spore.header, spore.raw), tuple(r.name for r in runners))
             for spore, runners in emitted
         ]
-        mark = journal.settle(posted.header.id, runner.name, outcome.name.lower(), rows)
+        for spore, runners in emitted:
+            for receiver in runners:
+                receiver.accepted(spore)
+        try:
+            mark = journal.settle(posted.header.id, runner.name, outcome.name.lower(), rows)
+        except JournalError as error:  # it is dead: the Reef will be told when it next begins
+            mark = self.loop.create_future()
+            mark.set_exception(error)
+            mark.exception()  # seen here; whoever awaits the mark sees it again
 
         def hand_over(done: asyncio.Future[None]) -> None:
             failed = done.cancelled() or done.exception() is not None
             for spore, runners in emitted:
                 self.in_transit -= len(runners)
+                if not failed:
+                    self.deliver(spore, runners)
+                    continue
                 for receiver in runners:
-                    if failed:
-                        receiver.lose(None, spore, Outcome.REJECTED, Reason.JOURNAL)
-                    else:
-                        receiver.put(spore)
+                    receiver.lose(None, spore, Outcome.REJECTED, Reason.JOURNAL)
 
         if emitted:
             self.in_transit += sum(len(runners) for _, runners in emitted)

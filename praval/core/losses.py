@@ -16,6 +16,14 @@ if TYPE_CHECKING:
 log = logging.getLogger("praval.losses")
 
 
+def _text(error: BaseException | None) -> str:
+    """Return what the error says; that is a user's code and may fail itself."""
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - see above
+        return shown(error) if error is not None else ""
+
+
 def listeners(reef: Reef) -> list[LossListener]:
     """Return what a Reef does at each loss: free the asker, end the session, tell the agents."""
 
@@ -56,7 +64,7 @@ def listeners(reef: Reef) -> list[LossListener]:
         try:
             report = {
                 "agent_name": runner.name,
-                "error": str(error),
+                "error": _text(error),
                 "attempts": posted.attempt,
                 "spore_data": posted.open().knowledge,
             }

@@ -47,7 +47,7 @@ class Pipeline:
         end = None if timeout is None else loop.time() + timeout
         results: list[Result] = []
         spores: list[Spore] = []
-        async with Reef(*self.stages, namespace=self.pipeline_id) as reef:
+        async with Reef(*self.stages, namespace=self.pipeline_id, journal=False) as reef:
             for stage in self.stages:
                 left = None if end is None else max(end - loop.time(), 1e-3)
                 reply = await reef.request(stage.name, data, left)

@@ -17,11 +17,15 @@ from praval.core.delivery import FEW, Outcome, Posted, Reason, Receipt, copier
 from praval.core.routing import Receivers, Routes, responds
 from praval.core.runner import put_all
 from praval.core.spore import (
+    DEEP,
     DEFAULT_PRIORITY,
+    MAX_DEPTH,
+    YEAR_10000,
     Header,
     Spore,
     SporeType,
     decode_knowledge,
+    depth,
     encode_knowledge,
     new_id,
     raw_encode,
@@ -65,6 +69,7 @@ class Publisher:
         self.max_size = settings.security.max_message_size
         self._routes = routes
         self._ledger = ledger
+        ledger.deliver = self.put_held
         self._interceptors = interceptors
         self._clock = clock
         self._ttl = reef.message_ttl
@@ -105,6 +110,7 @@ class Publisher:
         if (
             len(raw) > self.max_size
             or raw.find(b"null") >= 0
+            or (len(raw) >= DEEP and depth(raw) > MAX_DEPTH)
             or not raw
             or data.__class__ is not dict
         ):
@@ -113,11 +119,11 @@ class Publisher:
         kind = data.get("type")
         if kind.__class__ is not str:
             kind = spore_type_of(data)
-        if channel.__class__ is not str or (to_agent is not None and to_agent.__class__ is not str):
+        if channel.__class__ is not str or not channel.isascii() or to_agent is not None:
             _check_names(channel=channel, target_agent=to_agent)
         if ttl is None:
             ttl = self._ttl
-        elif not (isinstance(ttl, (int, float)) and ttl > 0):
+        elif not (isinstance(ttl, (int, float)) and 0 < ttl < YEAR_10000):
             raise ConfigurationError(f"ttl must be a number of seconds above 0, not {ttl!r}.")
         expires_at = None if ttl is None else now + ttl
         if priority is not DEFAULT_PRIORITY and not (type(priority) is int and 1 <= priority <= 10):
@@ -164,18 +170,22 @@ class Publisher:
 
     # -- from outside --------------------------------------------------------------------
 
-    async def publish(self, posted: Posted, *, explicit: bool) -> Receipt:
-        """Route a spore from outside any handler and wait until it is accepted.
+    async def publish(self, posted: Posted, *, explicit: bool, soft: bool = False) -> Receipt:
+        """Route a root spore and wait until it is accepted.
 
         Args:
             posted: the spore.
             explicit: the caller named the recipient, so a missing or full one is its error.
+            soft: inside a handler: do not wait for room.
 
         Raises:
             UnknownAgentError, MailboxFullError: with ``explicit``.
         """
         receipt, left = self.offer(posted, explicit=explicit)
-        if left:
+        if left and soft:
+            self._hand_over_softly(posted, left, receipt)
+            await receipt
+        elif left:
             await self.hand_over_left(posted, left, receipt)
         if explicit and receipt.error is not None:
             raise receipt.error
@@ -393,6 +403,10 @@ class Publisher:
 
         writing.add_done_callback(written)
 
+    def put_held(self, posted: Posted, receivers: Receivers) -> None:
+        """Hand over what a transactional handler emitted, now that it has been counted."""
+        self._put_softly(posted, receivers, Receipt(posted.header.id, len(receivers)))
+
     def _put_softly(
         self, posted: Posted, receivers: Sequence[AgentRunner], receipt: Receipt
     ) -> None:
@@ -446,6 +460,8 @@ class Publisher:
     def _write(
         self, journal: Journal, posted: Posted, receivers: Receivers
     ) -> asyncio.Future[tuple[str, ...]]:
+        for runner in receivers:
+            runner.accepted(posted)
         return journal.accept(
             posted.header.id,
             wire_bytes(posted.header, posted.raw),
@@ -471,11 +487,23 @@ def _check_names(**names: object) -> None:
     for argument, name in names.items():
         if name is not None and not isinstance(name, str):
             raise ConfigurationError(f"{argument} must be a string, not {name!r}.")
+        if name is not None and not _is_text(name):
+            raise ConfigurationError(f"{argument} must be text that UTF-8 can carry, not {name!r}.")
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_headers(headers: object) -> None:
     if headers is not None and not (
         isinstance(headers, Mapping)
-        and all(isinstance(part, str) for pair in headers.items() for part in pair)
+        and all(
+            isinstance(text, str) and _is_text(text) for item in headers.items() for text in item
+        )
     ):
         raise ConfigurationError(f"headers must map strings to strings, not be {headers!r}.")

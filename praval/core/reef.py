@@ -41,6 +41,8 @@ from praval.errors import (
     ConfigurationError,
     FeatureUnavailableError,
     IdleTimeoutError,
+    JournalError,
+    KnowledgeError,
     ReefClosedError,
     ReefError,
     UnknownAgentError,
@@ -96,12 +98,16 @@ class Reef:
         settings: Settings | None = None,
         interceptors: Sequence[Interceptor] = (),
     ) -> None:
-        self.settings = settings or current_settings()
+        self.settings = current_settings() if settings is None else settings
+        if not isinstance(self.settings, Settings):
+            raise ConfigurationError("settings must be a Settings; see praval.settings.merge().")
         if transport is not None or security is not None or self.settings.transport is not None:
             raise FeatureUnavailableError(
                 "This version has the local bus only: leave transport=, security= and "
                 "PRAVAL_TRANSPORT out."
             )
+        if not isinstance(namespace, str) or not namespace:
+            raise ConfigurationError(f"namespace must be a string, not {namespace!r}.")
         self.namespace = namespace
         self.interceptors = tuple(each for each in interceptors if each.enabled())
         self.clock: Callable[[], float] = time.time
@@ -180,7 +186,7 @@ class Reef:
             self._state = "closed"
         if self._state == "closed":
             return
-        if get_ident() != self._thread:
+        if self._elsewhere():
             return await hop(self.loop, self.aclose(drain=drain))
         worker = open_handling()
         if worker is not None and worker.runner.reef is self:
@@ -282,8 +288,11 @@ class Reef:
         Raises:
             UnknownAgentError: there is none of this name.
         """
-        if get_ident() != self._thread:
+        if self._elsewhere():
             return await hop(self.loop, self.remove(name))
+        worker = open_handling()
+        if worker is not None and worker.runner is self.runners.get(name):
+            raise ReefError("A handler cannot remove its own agent: it would wait for itself.")
         await self._crew.remove(name)
 
     # -- publishing ----------------------------------------------------------------------
@@ -346,6 +355,8 @@ class Reef:
 
     async def send(self, to: str, data: Mapping[str, Any], **options: Any) -> Receipt:
         """Publish knowledge to one agent; options and errors are those of :meth:`broadcast`."""
+        if not isinstance(to, str):
+            raise UnknownAgentError(f"send() needs the name of an agent, not {to!r}.")
         return await self.broadcast(data, target_agent=to, **options)
 
     async def publish(self, spore: Spore) -> Receipt:
@@ -353,10 +364,14 @@ class Reef:
 
         With a journal, an id that was accepted before is counted as a duplicate, not handled.
         """
-        if get_ident() != self._thread:
+        if self._elsewhere():
             self._must_run()
             return await hop(self.loop, self.publish(spore))
         self._must_run()
+        if not isinstance(spore, Spore):
+            raise KnowledgeError(
+                f"publish() takes a Spore, not {type(spore).__name__}: broadcast() takes knowledge."
+            )
         posted = self.publisher.adopt(spore)
         explicit = spore.header.to_agent is not None
         worker = open_handling()
@@ -380,7 +395,7 @@ class Reef:
             UnknownAgentError: there is no such agent.
             RequestTimeoutError, RequestFailedError, RequestCycleError: there is no reply.
         """
-        if get_ident() != self._thread:
+        if self._elsewhere():
             self._must_run()
             return await hop(self.loop, self.request(to, data, timeout, **options))
         self._must_run()
@@ -445,7 +460,7 @@ class Reef:
         """
         if timeout is not None and not (isinstance(timeout, (int, float)) and timeout >= 0):
             raise ConfigurationError(f"timeout must be 0 seconds or more, not {timeout!r}.")
-        if get_ident() != self._thread:
+        if self._elsewhere():
             return await hop(self.loop, self.wait_idle(timeout))
         try:
             async with asyncio.timeout(timeout):
@@ -476,7 +491,7 @@ class Reef:
         return self.books.snapshot(self.pending, counts)
 
     def dead_letters(self) -> list[DeadLetter]:
-        """Return the dead letters, oldest first (without a journal: the last 1,000)."""
+        """Return the last dead letters, oldest first (``reef_config.dead_letters`` of them)."""
         return list(self.books.dead_letters) if self._thread else []
 
     async def replay(self, letter_id: str) -> Receipt:
@@ -487,7 +502,7 @@ class Reef:
         Raises:
             UnknownAgentError: no such letter, or its agent is gone.
         """
-        if get_ident() != self._thread:
+        if self._elsewhere():
             return await hop(self.loop, self.replay(letter_id))
         self._must_run()
         letter = self.books.find_dead(letter_id)
@@ -504,7 +519,8 @@ class Reef:
             sender=header.from_agent,
         )
         with self.books.replaying(letter):
-            receipt = await self.publisher.publish(posted, explicit=True)
+            soft = open_handling() is not None  # a handler must not wait for room
+            receipt = await self.publisher.publish(posted, explicit=True, soft=soft)
         await self.books.forget_dead(letter)
         return receipt
 
@@ -593,6 +609,10 @@ class Reef:
                 raise _NotEntered(f"The Reef {NOT_ENTERED}.")
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
+    def _elsewhere(self) -> bool:
+        """Whether this code runs on another loop than the Reef's."""
+        return asyncio.get_running_loop() is not getattr(self, "loop", None)
+
     def _must_run(self) -> None:
         if self._failure is not None:
             raise ReefError(
@@ -618,7 +638,10 @@ class Reef:
     async def _keep_house(self, journal: Journal) -> None:
         while True:
             await asyncio.sleep(self.settings.reef_config.cleanup_interval)
-            await journal.prune()
+            try:
+                await journal.prune()
+            except JournalError as error:  # one failure; the next round may do better
+                log.error("the journal could not forget old ids: %s", error)
 
     def __del__(self) -> None:
         if self._state in ("running", "closing") and not self.loop.is_closed():
@@ -648,7 +671,14 @@ def _journal_path(
     if journal is None:
         journal = settings.reef_config.enable_persistence
     if journal is True:
+        if Path(namespace).name != namespace:
+            raise ConfigurationError(
+                f"The journal of namespace {namespace!r} would lie outside the data directory: "
+                "choose a namespace without path separators, or give journal= a path."
+            )
         return settings.data_path / "journals" / f"{namespace}.sqlite"
+    if journal is not False and not isinstance(journal, str | os.PathLike):
+        raise ConfigurationError(f"journal must be a path, True, False or None, not {journal!r}.")
     return Path(journal) if journal else None
 
 

@@ -86,7 +86,10 @@ class Requests:
             soft = asker is not None
             if not self._publisher.hand_over_at_once(posted, runner, soft=soft):
                 try:
-                    await self._publisher.hand_over(posted, runner, soft=soft)
+                    async with asyncio.timeout(timeout):
+                        await self._publisher.hand_over(posted, runner, soft=soft)
+                except TimeoutError:
+                    self._time_out(pending)  # no room in all that time
                 except PravalError:
                     if not pending.future.done():
                         raise  # else the loss has been told already, with this as its cause

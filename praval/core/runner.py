@@ -64,7 +64,9 @@ def put_all(posted: Posted, receivers: Sequence[AgentRunner]) -> int:
 class Worker:
     """One task of a runner, and what it is doing."""
 
-    __slots__ = ("gated", "held", "interruption", "posted", "runner", "task", "waiting_for")
+    __slots__ = (
+        "cancels", "gated", "held", "interruption", "posted", "runner", "task", "waiting_for",
+    )  # fmt: skip
 
     def __init__(self, runner: AgentRunner) -> None:
         self.runner = runner
@@ -74,6 +76,8 @@ class Worker:
         self.posted: Posted | None = None
         """The delivery that it is handling."""
         self.interruption: Interruption | None = None
+        self.cancels = 0
+        """Cancellations asked for since the last handler that survived them."""
         self.waiting_for: set[Pending] = set()
         """Requests whose replies this handling waits for."""
         self.held: list[Emission] = []
@@ -82,13 +86,16 @@ class Worker:
     def interrupt(self, why: Interruption) -> None:
         """Cancel the handler (not the worker, unless the Reef closes)."""
         self.interruption = why
+        self.cancels += 1
         self.task.cancel(f"praval: {why}")
 
     def outlive(self) -> None:
         """The handler caught its cancellation and came to an end of its own."""
         if self.interruption != "close":
             self.interruption = None
-            self.task.uncancel()
+            for _ in range(self.cancels):
+                self.task.uncancel()
+            self.cancels = 0
 
 
 class AgentRunner:
@@ -109,6 +116,7 @@ class AgentRunner:
         self.asleep = True
         """Whether a spore put into the mailbox needs :meth:`stir` to be noticed."""
         self._idle: list[asyncio.Future[None]] = []
+        self._fresh: set[str] | None = None if reef.journal is None else set()
         self._probing = False
         self._starts: deque[float] = deque()
         self._settling: asyncio.Future[None] | None = None
@@ -136,6 +144,15 @@ class AgentRunner:
     def name(self) -> str:
         """The agent's name."""
         return self.agent.name
+
+    @property
+    def _most_attempts(self) -> int:
+        return self.agent.options.retries + 1 + CRASHES
+
+    def accepted(self, posted: Posted) -> None:
+        """Remember that this process holds a delivery, until the journal's have been taken back."""
+        if self._fresh is not None:
+            self._fresh.add(posted.header.id)
 
     @property
     def channels(self) -> tuple[str, str]:
@@ -179,11 +196,11 @@ class AgentRunner:
         worker.task.add_done_callback(self._worker_ended)
 
     def _worker_ended(self, task: asyncio.Task[None]) -> None:
-        if task.cancelled():
-            if self.mailbox.ready and self.gone is None and self.reef.journal is None:
-                self.stir()  # a handler cancelled its own task; the others are not to wait for ever
-            return
-        if (error := task.exception()) is None:
+        if task.cancelled() or (error := task.exception()) is None:
+            if self.mailbox.ready and self.gone is None:
+                # a handler cancelled its own task, or this worker was one too many: what waits
+                # is not to wait for ever
+                self.stir()
             return
         # Only a bug of ours or a dead journal can get here; what waits must not wait in silence.
         self.reef.fail(error)
@@ -278,7 +295,7 @@ class AgentRunner:
             await settling
         if self.mailbox.ready:
             return True
-        if self.gone or len(self._idle) >= KEPT_IDLE:
+        if self.gone or len(self._idle) >= KEPT_IDLE or len(self.workers) > self.limit:
             return False
         future: asyncio.Future[None] = self.reef.loop.create_future()
         self._idle.append(future)
@@ -288,7 +305,7 @@ class AgentRunner:
         finally:
             if future in self._idle:
                 self._idle.remove(future)
-        return True
+        return len(self.workers) <= self.limit  # fewer may be wanted since
 
     async def _pass_gates(self, worker: Worker, posted: Posted) -> None:
         """Wait for the throttle, then write the attempt down before it begins."""
@@ -380,7 +397,9 @@ class AgentRunner:
     def _close_down(self, worker: Worker, posted: Posted) -> None:
         """The Reef closes under a running handler: with a journal, the delivery stays there."""
         reason = self.gone or Reason.CLOSED
-        if self._stays(posted, reason):
+        if self.gone is None:  # its task was cancelled by somebody else, perhaps by itself
+            posted = msgspec.structs.replace(posted, attempt=posted.attempt + 1)
+        if self._stays(posted, reason) and posted.attempt <= self._most_attempts:
             worker.posted = None
             self.mailbox.put_back(posted)
         else:
@@ -497,14 +516,18 @@ class AgentRunner:
 
     async def recover(self, journal: Journal) -> None:
         """Take back from the journal what was accepted for this agent and never settled."""
-        for entry in await journal.unsettled(self.name):
+        entries = await journal.unsettled(self.name)
+        fresh, self._fresh = self._fresh or (), None
+        for entry in entries:
+            if entry.spore_id in fresh:
+                continue
             posted = revive(entry)
             self.ledger.accept(posted, 1)
             self._recovered(posted)
 
     def _recovered(self, posted: Posted) -> None:
         """Take one delivery back; one that keeps killing its process is buried."""
-        if posted.attempt > self.agent.options.retries + 1 + CRASHES:
+        if posted.attempt > self._most_attempts:
             error = CrashLoopError(
                 f"Spore {posted.header.id} was begun {posted.attempt - 1} times by agent "
                 f"{self.name!r}, whose process died each time."

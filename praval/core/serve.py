@@ -6,6 +6,8 @@ import asyncio
 import signal
 from typing import TYPE_CHECKING
 
+from praval.errors import ReefClosedError
+
 if TYPE_CHECKING:
     from praval.core.reef import Reef
 
@@ -17,6 +19,8 @@ async def serve(reef: Reef) -> None:
 
     Off the main thread, or where the loop has no signals, only ``reef.stop()`` ends it.
     """
+    if not reef.running:
+        raise ReefClosedError("serve() needs a running Reef: async with reef: await reef.serve()")
     previous = _install(reef)
     try:
         await reef.stopped()

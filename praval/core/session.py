@@ -105,7 +105,7 @@ async def run_tree(
     reef.watches.add(watch)
     try:
         async with asyncio.timeout(timeout):
-            await reef.publisher.publish(posted, explicit=False)
+            await reef.publisher.publish(posted, explicit=False, soft=sender is not None)
             watch.posted.appendleft(posted)
             await watch.finished.wait()
     except TimeoutError:
@@ -161,6 +161,8 @@ async def astart_agents(
     Source: guide, "Orchestration Functions".
     """
     checked_limits(timeout, max_iterations)
+    if not isinstance(channel, str) or not channel:
+        raise ConfigurationError(f"channel must be a string that is not empty, not {channel!r}.")
     if not agents:
         raise ConfigurationError("start_agents() needs at least one agent.")
     definitions = [as_definition(agent) for agent in agents]
@@ -256,7 +258,8 @@ class AgentSession:
             raise ReefError("This session was started before: make a new one.")
         if not self._agents:
             raise ReefError("This session has no agents: call add_agent() first.")
-        self._reef = await Reef(*self._agents.values(), namespace=self.session_id).__aenter__()
+        reef = Reef(*self._agents.values(), namespace=self.session_id, journal=False)
+        self._reef = await reef.__aenter__()
         if initial_data is not None:
             self._run = asyncio.create_task(
                 run_tree(self._reef, initial_data, timeout=timeout, max_iterations=max_iterations)

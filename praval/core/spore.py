@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -27,6 +28,10 @@ SCHEMA_VERSION = 1
 MAX_SIZE = 1_048_576
 """Default limit of encoded knowledge, in bytes."""
 DEFAULT_PRIORITY = 5
+MAX_DEPTH = 256
+"""Most levels of nesting. A fixed limit, so that whoever can send a spore can read it too."""
+DEEP = 2 * MAX_DEPTH
+"""Size, in bytes, below which knowledge cannot be nested too deep."""
 YEAR_10000 = 253_402_300_800
 """The second at which the calendar of ``datetime`` ends."""
 
@@ -321,12 +326,33 @@ def encode_knowledge(knowledge: Mapping[str, Any], limit: int | None) -> bytes:
     # NaN and infinities are encoded as null, so only a text with a null needs the slow look.
     if raw.find(b"null") >= 0 and (where := _not_finite(knowledge, "knowledge")):
         raise KnowledgeError(f"{where} is not a finite number, which JSON cannot carry.")
+    if len(raw) >= DEEP and depth(raw) > MAX_DEPTH:
+        raise KnowledgeError(f"The knowledge is nested more than {MAX_DEPTH} levels deep.")
     if limit is not None and len(raw) > limit:
         raise SporeTooLargeError(
             f"The knowledge takes {len(raw)} bytes; the limit is {limit}. Send a reference to the "
             "data instead, or raise security.max_message_size."
         )
     return raw
+
+
+def depth(raw: bytes) -> int:
+    """Return how deep some encoded JSON is nested; exact only above ``MAX_DEPTH`` brackets."""
+    brackets = raw.count(b"{") + raw.count(b"[")
+    if brackets <= MAX_DEPTH:
+        return brackets
+    level = deepest = 0
+    for token in _BRACKETS.finditer(raw):
+        if token[0] in (b"{", b"["):
+            level += 1
+            deepest = max(deepest, level)
+        elif token[0] in (b"}", b"]"):
+            level -= 1
+    return deepest
+
+
+_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]')
+"""Strings (to be passed over) and brackets."""
 
 
 def spore_type_of(knowledge: Mapping[str, Any]) -> str | None:
@@ -360,6 +386,8 @@ def read_wire(data: bytes, limit: int) -> tuple[Header, bytes, int]:
         raise SporeTooLargeError(f"A spore of {len(data)} bytes came in; the limit is {limit}.")
     try:
         wire = _wire_decoder.decode(data)
+        if len(data) >= DEEP and depth(bytes(wire.knowledge)) > MAX_DEPTH:
+            raise MalformedSporeError(f"A spore nested more than {MAX_DEPTH} levels came in.")
         decode_knowledge(wire.knowledge)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise MalformedSporeError(f"These bytes are not a spore: {error}.") from None

@@ -17,6 +17,7 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from praval.errors import ReefClosedError
 from praval.sync import thread_slot
 
 T = TypeVar("T")
@@ -30,6 +31,7 @@ class WorkerThreads:
         self.limit = limit
         self.loop = loop
         self.busy = 0
+        self.closed = False
         self._paused: list[Callable[[], bool]] = []
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._idle: list[SimpleQueue[Job | None]] = []
@@ -84,12 +86,19 @@ class WorkerThreads:
     def close(self) -> None:
         """Let idle threads end at once, and busy ones after what they are doing."""
         self.limit = 0
+        self.closed = True
+        for future in self._waiting:
+            if not future.done():
+                future.set_exception(ReefClosedError("The Reef was closed."))
+        self._waiting.clear()
         for queue in self._queues:
             queue.put(None)
         self._queues.clear()
         self._idle.clear()
 
     async def _acquire(self) -> None:
+        if self.closed:
+            raise ReefClosedError("The Reef is closed: its worker threads take nothing any more.")
         if self.busy < self.limit and not self._waiting:
             self.busy += 1
             return

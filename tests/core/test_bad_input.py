@@ -58,6 +58,27 @@ async def wants(spore: Spore, moon: Any) -> None:
     """A handler with a parameter that nobody provides."""
 
 
+async def always(spore: Spore) -> bool:
+    """A condition whose coroutine would be true for every spore."""
+    return False
+
+
+async def collects(*spore: Spore) -> None:
+    """A handler that takes any number of spores."""
+
+
+async def collects_names(**spore: Spore) -> None:
+    """A handler that takes any names."""
+
+
+async def behind(limit: int = 10, spore: Spore | None = None, /) -> None:
+    """A handler whose spore is by position only, behind another parameter."""
+
+
+async def reef_by_position(reef: Reef, /, spore: Spore) -> None:
+    """A handler whose Reef cannot be given by name."""
+
+
 class Callee:
     """A class is no handler, though it can be called."""
 
@@ -104,15 +125,24 @@ DECLARATIONS: list[tuple[str, type[PravalError], Callable[[], Any]]] = [
     ("an async generator", HandlerSignatureError, lambda: agent("x")(async_generator)),
     ("no spore parameter", HandlerSignatureError, lambda: agent("x")(no_spore)),
     ("no parameter at all", HandlerSignatureError, lambda: agent("x")(lambda: None)),
+    ("spores collected", HandlerSignatureError, lambda: agent("x")(collects)),
+    ("names collected", HandlerSignatureError, lambda: agent("x")(collects_names)),
+    ("spore by position, behind", HandlerSignatureError, lambda: agent("x")(behind)),
+    ("a builtin without signature", HandlerSignatureError, lambda: agent("x")(min)),
+    ("no name", HandlerSignatureError, lambda: agent(good)),  # type: ignore[arg-type]
     ("registered without spore", HandlerSignatureError, lambda: register_agent(no_spore)),
     ("registered number", HandlerSignatureError, lambda: register_agent(5)),
     ("empty name", AgentError, lambda: agent("")(good)),
     ("blank name", AgentError, lambda: agent("  ")(good)),
     ("name is a number", AgentError, lambda: agent(5)(good)),  # type: ignore[arg-type]
     ("name too long", AgentError, lambda: agent("é" * 65)(good)),
+    ("half a surrogate", AgentError, lambda: agent("a\ud800")(good)),
     ("reserved name", AgentError, lambda: agent("praval")(good)),
     ("reserved start", AgentError, lambda: Agent("@home")),
     ("types no strings", ConfigurationError, lambda: agent("x", responds_to=[5])),  # type: ignore[list-item]
+    ("types a number", ConfigurationError, lambda: agent("x", responds_to=5)),  # type: ignore[arg-type]
+    ("transactional", ConfigurationError, lambda: agent("x", transactional="no")),  # type: ignore[arg-type]
+    ("auto_broadcast", ConfigurationError, lambda: agent("x", auto_broadcast="no")),  # type: ignore[arg-type]
     ("empty channel", ConfigurationError, lambda: agent("x", channel="")),
     ("negative timeout", ConfigurationError, lambda: agent("x", timeout=-1)),
     ("timeout zero", ConfigurationError, lambda: agent("x", timeout=0)),
@@ -126,6 +156,8 @@ DECLARATIONS: list[tuple[str, type[PravalError], Callable[[], Any]]] = [
     ("concurrent negative", ConfigurationError, lambda: agent("x", concurrent=-2)),
     ("on_error", ConfigurationError, lambda: agent("x", on_error="ignore")),  # type: ignore[arg-type]
     ("condition", ConfigurationError, lambda: conditional_agent("x", True)),  # type: ignore[arg-type]
+    ("async condition", ConfigurationError, lambda: conditional_agent("x", always)),  # type: ignore[arg-type]
+    ("generator condition", ConfigurationError, lambda: conditional_agent("x", generator)),
     ("throttle zero", ConfigurationError, lambda: throttled_agent("x", 0)),
     ("throttle NaN", ConfigurationError, lambda: throttled_agent("x", math.nan)),
     ("session timeout", ConfigurationError, lambda: AgentSession(timeout=-1)),
@@ -188,6 +220,38 @@ async def test_what_is_no_agent_cannot_be_added(reef: TestReef, candidate: Any) 
     with pytest.raises(HandlerSignatureError, match="is not an agent"):
         await reef.add(candidate)
     assert state(reef) == before
+
+
+async def test_a_reef_by_position_cannot_be_injected(reef: TestReef) -> None:
+    """All but the spore is given by name; the message says what to remove."""
+    definition = agent("by_position")(reef_by_position)
+    before = state(reef)
+    with pytest.raises(
+        HandlerSignatureError, match=r"takes 'reef' by position only.*Remove the '/'"
+    ):
+        await reef.add(definition)
+    assert state(reef) == before
+
+
+def test_a_decorator_without_a_name_says_what_to_write() -> None:
+    """The message has the function's own name in it."""
+    with pytest.raises(HandlerSignatureError, match=r'Write @agent\("good"\)'):
+        agent(good)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        ({"responds_to": 5}, "responds_to must be a list of strings, not 5"),
+        ({"transactional": "no"}, "transactional must be True or False, not 'no'"),
+        ({"auto_broadcast": "no"}, "auto_broadcast must be True or False, not 'no'"),
+        ({"_condition": always}, "condition must be a plain function"),
+    ],
+)
+def test_a_bad_option_is_named(option: dict[str, Any], text: str) -> None:
+    """With the agent, what was given and what it is to be."""
+    with pytest.raises(ConfigurationError, match=f"Agent 'x': {text}"):
+        agent("x", **option)
 
 
 async def test_a_handler_that_wants_too_much_cannot_be_added(reef: TestReef) -> None:

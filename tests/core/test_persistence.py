@@ -252,3 +252,65 @@ async def test_the_ledger_balances_with_a_journal_under_faults(tmp_path: Path) -
         assert ledger.pending == 0
         assert ledger.handled + ledger.failed == 50
         assert {loss.outcome for loss in reef.losses} <= {Outcome.FAILED, Outcome.UNDELIVERABLE}
+
+
+async def test_what_a_start_hook_publishes_is_handled_once(tmp_path: Path) -> None:
+    """Taking deliveries back from the journal leaves those alone that were accepted just now."""
+    handled: list[str] = []
+
+    @agent("hearer")
+    async def hearer(spore: Spore) -> None:
+        handled.append(spore.id)
+
+    @agent("greeter", responds_to=["never"])
+    async def greeter(spore: Spore) -> None:
+        return None
+
+    @greeter.on_start
+    async def hello(reef: Reef) -> None:
+        await reef.broadcast({"type": "hello"})
+
+    async with Reef(hearer, greeter, journal=tmp_path / "j.sqlite") as reef:
+        await reef.wait_idle(5)
+        assert reef.ledger().balanced
+    assert len(handled) == 1
+
+
+async def test_a_handler_that_cancels_its_own_task_does_not_stop_its_agent(tmp_path: Path) -> None:
+    """With a journal too: it is tried again, given up in the end, and the others are handled."""
+    handled: list[int] = []
+
+    @agent("odd")
+    async def odd(spore: Spore) -> None:
+        if spore.knowledge["n"] == 0:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            await asyncio.Event().wait()
+        handled.append(spore.knowledge["n"])
+
+    async with TestReef(odd, journal=tmp_path / "j.sqlite") as reef:
+        for n in range(3):
+            await reef.broadcast({"n": n})
+        await reef.settle()
+        assert handled == [1, 2]
+        assert (reef.ledger().cancelled, reef.ledger().balanced) == (1, True)
+
+
+async def test_a_key_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    """Text that UTF-8 cannot carry is an error of the publisher's; nothing is half-accepted."""
+
+    @agent("sink", responds_to=["x"])
+    async def sink(spore: Spore) -> None:
+        return None
+
+    @agent("source", responds_to=["go"])
+    async def source(spore: Spore) -> None:
+        broadcast({"type": "x"}, key="\ud800")
+
+    async with TestReef(sink, source, journal=tmp_path / "j.sqlite") as reef:
+        await reef.broadcast({"type": "go"})
+        await reef.settle()
+        ledger = reef.ledger()
+        assert (ledger.deliveries, ledger.failed, ledger.balanced) == (1, 1, True)
+        assert "UTF-8" in reef.dead_letters()[0].error
