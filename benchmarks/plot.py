@@ -40,7 +40,8 @@ def draw(verdicts: Sequence[Verdict], path: Path) -> bool:
         range(len(verdicts)), [f"{v.budget.number}  {v.budget.what}" for v in verdicts], fontsize=8
     )
     axes.invert_yaxis()
-    axes.set_xscale("log")
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xlabel("times better than the budget (line: smallest and largest pair)")
     figure.savefig(path, metadata={"Date": None})
