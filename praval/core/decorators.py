@@ -48,7 +48,7 @@ def agent(
         system_message, model, provider: what ``chat()`` inside the handler uses.
         retries: further attempts after a failure.
         backoff: seconds before the first retry; doubled for each further one.
-        timeout: seconds a handler may take.
+        timeout: seconds a handler may take; for a plain function with the wait for a thread.
         on_error: after the last attempt, keep a dead letter, or also raise to the caller.
         transactional: what the handler emits leaves only if it succeeds.
         memory, knowledge_base: accepted with a warning; memory is not in this version yet.

@@ -70,6 +70,8 @@ class Posted(msgspec.Struct, eq=False):
     """Makes a fresh copy of the knowledge, if there is a cheaper way than decoding ``raw``."""
     tree: Tree | None = None
     attempt: int = 1
+    last_error: BaseException | None = None
+    """What the attempt before this one raised."""
 
     def open(self) -> Spore:
         """Make the spore as one receiver sees it."""

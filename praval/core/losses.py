@@ -24,52 +24,52 @@ def _text(error: BaseException | None) -> str:
         return shown(error) if error is not None else ""
 
 
-def listeners(reef: Reef) -> list[LossListener]:
+def listener(reef: Reef) -> LossListener:
     """Return what a Reef does at each loss: free the asker, end the session, tell the agents."""
 
-    def free_asker(
+    def told(
         posted: Posted,
         runner: AgentRunner | None,
         outcome: Outcome,
         reason: Reason,
         error: BaseException | None,
     ) -> None:
-        if posted.header.spore_type is SporeType.REQUEST and runner is not None:
+        if runner is None:
+            return
+        if posted.header.spore_type is SporeType.REQUEST:
             reef.requests.lost(posted, runner.name, reason, error)
+        if outcome is Outcome.FAILED:
+            _end_session(reef, posted, runner, error)
+            _tell_agents(reef, posted, runner, error)
 
-    def end_session(
-        posted: Posted,
-        runner: AgentRunner | None,
-        outcome: Outcome,
-        reason: Reason,
-        error: BaseException | None,
-    ) -> None:
-        watch = posted.tree.watch if posted.tree is not None else None
-        if watch is None or runner is None or outcome is not Outcome.FAILED:
-            return
-        if runner.agent.options.on_error == "raise" and watch.raised is None:
-            watch.raised = error
-            watch.stopped = True
-            reef.loop.call_soon(reef.stop_tree, posted.header.root or posted.header.id)
+    return told
 
-    def tell_agents(
-        posted: Posted,
-        runner: AgentRunner | None,
-        outcome: Outcome,
-        reason: Reason,
-        error: BaseException | None,
-    ) -> None:
-        if outcome is not Outcome.FAILED or runner is None or posted.header.type == "agent_error":
-            return
-        try:
-            report = {
-                "agent_name": runner.name,
-                "error": _text(error),
-                "attempts": posted.attempt,
-                "spore_data": posted.open().knowledge,
-            }
-            reef.publisher.report("agent_error", report, posted)
-        except Exception as refusal:  # noqa: BLE001 - no text of an error may break the Reef
-            log.error("no agent_error for spore %s: %s", posted.header.id, shown(refusal))
 
-    return [free_asker, end_session, tell_agents]
+def _end_session(
+    reef: Reef, posted: Posted, runner: AgentRunner, error: BaseException | None
+) -> None:
+    """End the session of an agent with ``on_error="raise"``."""
+    watch = posted.tree.watch if posted.tree is not None else None
+    if watch is None or runner.agent.options.on_error != "raise" or watch.raised is not None:
+        return
+    watch.raised = error
+    watch.stopped = True
+    reef.loop.call_soon(reef.stop_tree, posted.header.root or posted.header.id)
+
+
+def _tell_agents(
+    reef: Reef, posted: Posted, runner: AgentRunner, error: BaseException | None
+) -> None:
+    """Report to the agents that respond to ``agent_error``; their own failures are not reported."""
+    if posted.header.type == "agent_error":
+        return
+    try:
+        report = {
+            "agent_name": runner.name,
+            "error": _text(error),
+            "attempts": posted.attempt,
+            "spore_data": posted.open().knowledge,
+        }
+        reef.publisher.report("agent_error", report, posted)
+    except Exception as refusal:  # noqa: BLE001 - no text of an error may break the Reef
+        log.error("no agent_error for spore %s: %s", posted.header.id, shown(refusal))

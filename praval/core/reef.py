@@ -151,7 +151,7 @@ class Reef:
             self._routes, self.books, self.settings, self.interceptors, self.clock
         )
         self.requests = Requests(self.books, self.publisher)
-        self.books.listeners += losses.listeners(self)
+        self.books.listeners.append(losses.listener(self))
         self._state = "running"
         try:
             await self._start()

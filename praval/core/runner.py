@@ -16,7 +16,7 @@ import msgspec
 
 from praval.core.agent import AgentDefinition
 from praval.core.context import current_posted, current_worker
-from praval.core.delivery import Outcome, Posted, Reason
+from praval.core.delivery import Outcome, Posted, Reason, shown
 from praval.core.invoke import FILTERED, build_invoke
 from praval.core.mailbox import Mailbox
 from praval.core.spore import Spore, SporeType, decode_knowledge, read_wire
@@ -407,10 +407,11 @@ class AgentRunner:
 
     def _retry(self, worker: Worker, posted: Posted, error: BaseException) -> None:
         log.warning(
-            "agent %s failed at spore %s (attempt %d of %d), will retry: %r",
-            self.name, posted.header.id, posted.attempt, self.agent.options.retries + 1, error,
+            "agent %s failed at spore %s (attempt %d of %d), will retry: %s",
+            self.name, posted.header.id, posted.attempt, self.agent.options.retries + 1,
+            shown(error),
         )  # fmt: skip
-        again = msgspec.structs.replace(posted, attempt=posted.attempt + 1)
+        again = msgspec.structs.replace(posted, attempt=posted.attempt + 1, last_error=error)
         delay = self.agent.options.backoff * 2 ** (posted.attempt - 1)
         worker.posted = None
         self.delayed[again] = self.reef.loop.call_later(delay, self._requeue, again)
@@ -429,6 +430,8 @@ class AgentRunner:
         error: BaseException | None = None,
     ) -> None:
         """Settle one of this agent's deliveries that ends otherwise than handled."""
+        if error is None:
+            error = posted.last_error  # a retry that never came must not hide why it was due
         self.ledger.lose(posted, self, outcome, reason, error)
         self._settle(worker, posted, outcome)
 

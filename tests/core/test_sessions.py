@@ -473,3 +473,17 @@ def test_a_function_can_be_registered_under_another_name() -> None:
     assert registered.name == "custom"
     with pytest.raises(UnknownAgentError, match='Did you mean "custom"'):
         get_registry().get_agent("custon")
+
+
+async def test_a_session_that_ends_before_a_retry_still_tells_why_it_was_due() -> None:
+    """The failure behind a retry that never came is in the errors of the result."""
+
+    @agent("flaky", retries=5, backoff=100)
+    async def flaky(spore: Spore) -> None:
+        raise ValueError("the real reason")
+
+    async with TestReef(flaky) as reef:
+        result = await run_tree(reef, {"type": "x"}, timeout=1)
+    (failure,) = result.errors
+    assert failure.reason is Reason.STOPPED
+    assert "the real reason" in str(failure)
