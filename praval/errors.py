@@ -31,6 +31,8 @@
     ├── JournalError                the journal cannot be used
     │   ├── JournalLockedError      another process holds it
     │   └── JournalSchemaError      not a journal, or one of a newer version
+    ├── CertificateError            a certificate cannot be made, found or revoked
+    │   └── CertificateFolderError  the authority's folder cannot be read, written or had alone
     ├── ProviderError               a model could not be used
     │   ├── ProviderTimeoutError    no answer in time (also a TimeoutError)
     │   └── NoModelError            there is no model at all (lists the ways to get one)
@@ -156,6 +158,14 @@ class JournalLockedError(JournalError):
 
 class JournalSchemaError(JournalError):
     """The file is not a journal, or one written by a newer version."""
+
+
+class CertificateError(PravalError):
+    """A certificate, or an authority's folder, is not as it must be for what was asked."""
+
+
+class CertificateFolderError(CertificateError):
+    """The authority's folder cannot be read or written, or another process holds it."""
 
 
 class ProviderError(PravalError):
