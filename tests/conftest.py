@@ -20,6 +20,8 @@ from praval.core.registry import get_registry
 from praval.settings import ENVIRONMENT, reset_settings
 from praval.sync import background_loop, has_background_loop, run_on
 
+pytest_plugins = ["tests.servers.plugin"]
+
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
 PATIENCE = 2.0

@@ -1,0 +1,89 @@
+"""PostgreSQL over TLS."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import struct
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from tests.servers.process import Server, ServerError, find, identity
+
+
+class PostgreSQL(Server):
+    """A PostgreSQL server with the database `database`; `user` logs in by password.
+
+    The same port serves `mutual_user`, who logs in by client certificate. Without `durable` it
+    does not wait for the disk: what it committed survives its own death, not the machine's.
+    """
+
+    kind = "postgres"
+    scheme = "postgresql"
+    stop_signal = signal.SIGINT  # the fast shutdown
+    database = "postgres"
+
+    @property
+    def mutual_port(self) -> int:
+        return self.port
+
+    def url_for(self, port: int) -> str:
+        return super().url_for(port) + self.database
+
+    def values(self) -> Mapping[str, str]:
+        return {"KEYS": str(self.etc_dir)}
+
+    def prepare(self) -> None:
+        word = self.etc_dir / "password"
+        word.write_text(self.password)
+        self.own()
+        self._run(
+            "initdb", "-D", str(self.data_dir), "-U", self.user, "--pwfile", str(word),
+            "-A", "scram-sha-256", "--no-sync", "-E", "UTF8", "--locale=C.UTF-8",
+        )  # fmt: skip
+        role = f'CREATE ROLE "{self.mutual_user}" LOGIN SUPERUSER'
+        self._run("postgres", "--single", "-D", str(self.data_dir), "postgres", given=role)
+
+    def command(self) -> list[str]:
+        speed = [] if self.durable else ["-c", "fsync=off", "-c", "full_page_writes=off"]
+        return [
+            self._program("postgres"),
+            "-D", str(self.data_dir),
+            "-c", f"config_file={self.etc_dir}/postgresql.conf",
+            "-c", "shared_buffers=16MB",
+            *speed,
+        ]  # fmt: skip
+
+    def probe(self) -> None:
+        """Ask for TLS, then for the login: the answer says that it would like a password."""
+        with socket.create_connection((self.host, self.port), 5) as raw:
+            raw.sendall(struct.pack("!ii", 8, 80877103))
+            if raw.recv(1) != b"S":
+                raise ConnectionError("it does not offer TLS yet")
+            context = self.pki.client_context()
+            with context.wrap_socket(raw, server_hostname=self.host) as connection:
+                body = f"user\0{self.user}\0database\0{self.database}\0\0".encode()
+                connection.sendall(struct.pack("!ii", 8 + len(body), 196608) + body)
+                if (answer := connection.recv(4096))[:1] != b"R":
+                    raise ConnectionError(f"not ready: {answer!r}")
+
+    def _program(self, name: str) -> str:
+        versions = sorted(
+            Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: float(path.parent.name)
+        )
+        return find(self.kind, name, *(str(folder) for folder in reversed(versions)))
+
+    def _run(self, name: str, *arguments: str, given: str | None = None) -> None:
+        done = subprocess.run(
+            [self._program(name), *arguments],
+            input=given,
+            cwd=self.folder,
+            env={"LANG": "C.UTF-8", "PATH": "/usr/bin:/bin"},
+            capture_output=True,
+            text=True,
+            check=False,
+            **identity(),
+        )
+        if done.returncode != 0:
+            raise ServerError(f"{name} failed:\n{done.stdout}\n{done.stderr}")
