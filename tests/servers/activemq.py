@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from praval.certs import Issued
 from tests.servers.pki import PKI
 from tests.servers.process import Server, find, free_port, require, stomp_login
 
@@ -69,6 +70,8 @@ class ActiveMQ(Server):
             f"xbean:file:{self.etc_dir}/activemq.xml",
         ]
 
-    def probe(self) -> None:
-        with self.connect() as connection:
-            stomp_login(connection, self.user, self.password)
+    def login(
+        self, port: int | None = None, *, password: str | None = None, client: Issued | None = None
+    ) -> None:
+        with self.connect(port, client=client) as connection:
+            stomp_login(connection, self.user, password or self.password)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from praval.certs import Issued
 from tests.servers.pki import PKI
 from tests.servers.process import Server, find, free_port, receive
 
@@ -34,13 +35,17 @@ class Mosquitto(Server):
     def command(self) -> list[str]:
         return [find(self.kind, "mosquitto", "/usr/sbin"), "-c", f"{self.etc_dir}/mosquitto.conf"]
 
-    def probe(self) -> None:
-        user, password = self.user.encode(), self.password.encode()
-        body = b"\0\4MQTT\4\xc2\0\x3c" + b"".join(
-            len(text).to_bytes(2) + text for text in (b"", user, password)
-        )
-        with self.connect() as connection:
+    def login(
+        self, port: int | None = None, *, password: str | None = None, client: Issued | None = None
+    ) -> None:
+        words = [b"", self.user.encode(), (password or self.password).encode()]
+        flags = b"\xc2"
+        if port == self.mutual_port:  # there the certificate says who it is
+            words, flags = [b""], b"\x02"
+        body = b"\0\4MQTT\4" + flags + b"\0\x3c"
+        body += b"".join(len(word).to_bytes(2, "big") + word for word in words)
+        with self.connect(port, client=client) as connection:
             connection.sendall(b"\x10" + bytes([len(body)]) + body)
             answer = receive(connection, lambda data: len(data) >= 4)
         if answer != b"\x20\x02\0\0":
-            raise ConnectionError(f"refused the login: {answer!r}")
+            raise ConnectionRefusedError(f"refused the login: {answer!r}")

@@ -58,10 +58,17 @@ def _start(kind: type[Server]) -> Server:
 
 @pytest.fixture(scope="session")
 def _shared_servers(request: pytest.FixtureRequest) -> Iterator[SharedServers]:
-    wanted = {name for item in request.session.items for name in getattr(item, "fixturenames", ())}
+    wanted = {name for item in request.session.items for name in _named(item)}
     servers = SharedServers([name for name in SHARED if name in wanted])
     yield servers
     servers.close()
+
+
+def _named(item: pytest.Item) -> Iterator[object]:
+    """Yield what a test may need: its fixtures, and what it is parametrised with."""
+    yield from getattr(item, "fixturenames", ())
+    if (callspec := getattr(item, "callspec", None)) is not None:
+        yield from (value for value in callspec.params.values() if isinstance(value, str))
 
 
 def _shared(name: str, kind: type[S]) -> Callable[[SharedServers], S]:

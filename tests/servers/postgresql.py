@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import signal
-import socket
-import struct
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
+from praval.certs import Issued
 from tests.servers.process import Server, ServerError, find, identity
 
 
@@ -55,18 +54,46 @@ class PostgreSQL(Server):
             *speed,
         ]  # fmt: skip
 
-    def probe(self) -> None:
-        """Ask for TLS, then for the login: the answer says that it would like a password."""
-        with socket.create_connection((self.host, self.port), 5) as raw:
-            raw.sendall(struct.pack("!ii", 8, 80877103))
-            if raw.recv(1) != b"S":
-                raise ConnectionError("it does not offer TLS yet")
-            context = self.pki.client_context()
-            with context.wrap_socket(raw, server_hostname=self.host) as connection:
-                body = f"user\0{self.user}\0database\0{self.database}\0\0".encode()
-                connection.sendall(struct.pack("!ii", 8 + len(body), 196608) + body)
-                if (answer := connection.recv(4096))[:1] != b"R":
-                    raise ConnectionError(f"not ready: {answer!r}")
+    def login(
+        self, port: int | None = None, *, password: str | None = None, client: Issued | None = None
+    ) -> None:
+        self.psql("select 1", port, password=password, client=client)
+
+    def psql(
+        self,
+        sql: str,
+        port: int | None = None,
+        *,
+        password: str | None = None,
+        client: Issued | None = None,
+        tls: str = "verify-full",
+    ) -> str:
+        """Return what PostgreSQL's own client prints; with a certificate, as `mutual_user`.
+
+        Raises `ConnectionError` with what it said when it fails.
+        """
+        environment = {
+            "PGHOST": self.host,
+            "PGPORT": str(port or self.port),
+            "PGUSER": self.user if client is None else self.mutual_user,
+            "PGPASSWORD": password or self.password,
+            "PGDATABASE": self.database,
+            "PGSSLMODE": tls,
+            "PGSSLROOTCERT": str(self.pki.ca),
+            "PGSSLCERT": str(client.cert if client else self.folder / "none"),
+            "PGSSLKEY": str(client.key if client else self.folder / "none"),
+            "PGCONNECT_TIMEOUT": "5",
+        }
+        done = subprocess.run(
+            [self._program("psql"), "--no-psqlrc", "--tuples-only", "--no-align", "--command", sql],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise ConnectionError(done.stderr.strip())
+        return done.stdout.strip()
 
     def _program(self, name: str) -> str:
         versions = sorted(

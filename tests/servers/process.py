@@ -87,8 +87,13 @@ class Server(ABC):
         """Return the command line that runs it in the foreground."""
 
     @abstractmethod
-    def probe(self) -> None:
-        """Log in over verified TLS; raise `OSError` while that fails."""
+    def login(
+        self, port: int | None = None, *, password: str | None = None, client: Issued | None = None
+    ) -> None:
+        """Log in over verified TLS, as its own user unless told otherwise, and leave.
+
+        Raises `OSError`: `ssl.SSLError` or `ConnectionError` when it is refused.
+        """
 
     def environment(self) -> Mapping[str, str]:
         return {}
@@ -174,7 +179,7 @@ class Server(ABC):
         """Return everything that it has written to its log so far."""
         return self.log_file.read_text(errors="replace") if self.log_file.exists() else ""
 
-    # -- connections of a probe --------------------------------------------------------------
+    # -- connections -------------------------------------------------------------------------
 
     def connect(self, port: int | None = None, *, client: Issued | None = None) -> ssl.SSLSocket:
         """Open a verified TLS connection to it."""
@@ -246,7 +251,7 @@ class Server(ABC):
     def _wait_until_ready(self, deadline: float) -> None:
         while True:
             try:
-                return self.probe()
+                return self.login()
             except OSError as error:
                 problem = error
             if not self.running:
@@ -282,7 +287,17 @@ class Server(ABC):
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        psutil.wait_procs(left, timeout=STOP_TIMEOUT)
+        deadline = time.monotonic() + STOP_TIMEOUT
+        while any(map(_alive, left)) and time.monotonic() < deadline:
+            time.sleep(PROBE_EVERY)
+
+
+def _alive(process: psutil.Process) -> bool:
+    """Tell whether it can still hold a port or a file; a zombie waits for init and holds none."""
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def start_all(servers: Iterable[Server]) -> None:

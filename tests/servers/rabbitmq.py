@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import ssl
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
+from praval.certs import Issued
 from tests.servers.pki import PKI
 from tests.servers.process import Server, find, free_port, receive, stomp_login
 
@@ -43,14 +45,18 @@ class RabbitMQ(Server):
 
     @property
     def mutual_port(self) -> int:
+        return self.mutual_node().port
+
+    def mutual_node(self) -> RabbitMQ:
+        """Return the node that requires client certificates, with the same password."""
         if self._require:
-            return self.port
+            return self
         if self._mutual is None:
             node = RabbitMQ(pki=self.pki, require_client_certificate=True)
             node.password = self.password
             node.start()
             self._mutual = node
-        return self._mutual.port
+        return self._mutual
 
     def close(self) -> None:
         if self._mutual is not None:
@@ -106,10 +112,48 @@ class RabbitMQ(Server):
             ),
         }
 
-    def probe(self) -> None:
-        client = self.pki.client if self._require else None
-        with self.connect(client=client) as connection:
-            connection.sendall(b"AMQP\0\0\x09\x01")
-            receive(connection, lambda data: data.startswith(b"\x01"))
-        with self.connect(self.stomp_port, client=client) as connection:
-            stomp_login(connection, self.user, self.password)
+    def login(
+        self, port: int | None = None, *, password: str | None = None, client: Issued | None = None
+    ) -> None:
+        """Log in; with a client's certificate by that, otherwise by the password."""
+        if self._require and port is None:
+            client = client or self.pki.client
+        word = password or self.password
+        mechanism, response = "PLAIN", f"\0{self.user}\0{word}"
+        if client is not None:
+            mechanism, response = "EXTERNAL", ""
+        with self.connect(port, client=client) as connection:
+            amqp_login(connection, mechanism, response)
+        if port is None:
+            with self.connect(self.stomp_port, client=client) as connection:
+                stomp_login(connection, self.user, word)
+
+
+def amqp_login(connection: ssl.SSLSocket, mechanism: str, response: str) -> None:
+    """Answer Connection.Start with Start-Ok; raise `ConnectionError` unless Tune comes."""
+    connection.sendall(b"AMQP\0\0\x09\x01")
+    _method(connection, 10)
+    # without this capability a refused login is answered by silence
+    able = _short("authentication_failure_close") + b"t\x01"
+    properties = _short("capabilities") + b"F" + _long(able)
+    payload = b"\0\x0a\0\x0b" + _long(properties) + _short(mechanism)
+    payload += _long(response.encode()) + _short("en_US")
+    connection.sendall(b"\x01\0\0" + _long(payload) + b"\xce")
+    _method(connection, 30)
+
+
+def _method(connection: ssl.SSLSocket, expected: int) -> None:
+    """Read one frame; raise unless it is that method of the class Connection."""
+    head = receive(connection, lambda data: len(data) >= 7)
+    size = int.from_bytes(head[3:7], "big") + 8
+    frame = head + receive(connection, lambda data: len(head) + len(data) >= size)
+    if frame[7:11] != bytes([0, 10, 0, expected]):
+        raise ConnectionRefusedError(f"refused the login: {frame[11:]!r}")
+
+
+def _short(text: str) -> bytes:
+    return bytes([len(text)]) + text.encode()
+
+
+def _long(data: bytes) -> bytes:
+    return len(data).to_bytes(4, "big") + data

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from praval.certs import Issued
 from tests.servers.pki import PKI
 from tests.servers.process import Server, find, receive
 
@@ -57,9 +58,13 @@ class Redis(Server):
     def command(self) -> list[str]:
         return [find(self.kind, "redis-server"), f"{self.etc_dir}/redis.conf"]
 
-    def probe(self) -> None:
-        with self.connect(client=self.pki.client if self._require else None) as connection:
-            connection.sendall(f"AUTH {self.user} {self.password}\r\nPING\r\n".encode())
-            answer = receive(connection, lambda data: data.count(b"\r\n") >= 2)
-        if answer != b"+OK\r\n+PONG\r\n":
-            raise ConnectionError(f"not ready: {answer!r}")
+    def login(
+        self, port: int | None = None, *, password: str | None = None, client: Issued | None = None
+    ) -> None:
+        if self._require and port is None:
+            client = client or self.pki.client
+        with self.connect(port, client=client) as connection:
+            connection.sendall(f"AUTH {self.user} {password or self.password}\r\n".encode())
+            answer = receive(connection, lambda data: data.endswith(b"\r\n"))
+        if answer != b"+OK\r\n":
+            raise ConnectionRefusedError(f"refused the login: {answer!r}")
