@@ -10,9 +10,10 @@ from pathlib import Path
 import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, pkcs12
+from cryptography.x509.oid import NameOID
 
 from praval.certs.folder import Change, Entry, Folder, Kind
-from praval.certs.issued import Issued, encrypted, encryption, load_certificate, load_key
+from praval.certs.issued import Issued, encrypted, encryption, listed, load_certificate, load_key
 from praval.certs.profiles import (
     USAGES,
     Key,
@@ -27,6 +28,7 @@ from praval.certs.wanted import (
     check_days,
     check_hosts,
     check_name,
+    check_secret,
     check_start,
 )
 from praval.errors import CertificateError
@@ -70,14 +72,13 @@ class Authority:
         """
         check_ca_name(name)
         now = _now()
-        expires = now + check_days(days)
-        if passphrase == "":
-            raise CertificateError("The passphrase is empty: leave it out, or choose one.")
+        expires = (now + check_days(days)).replace(microsecond=0)
+        secret = None if passphrase is None else check_secret(passphrase, "passphrase")
         authority = cls(Folder(Path(folder)), passphrase)
         authority._folder.make()
         with authority._folder.changing(first=True) as change:
             for taken in (CA_CERT, CA_KEY, CRL, "index.json"):
-                if os.path.lexists(authority._folder.path / taken):
+                if os.path.lexists(authority.folder / taken):
                     raise CertificateError(
                         f"There is a {taken} in {folder} already. Use that authority, or name "
                         "another folder for a new one."
@@ -90,7 +91,9 @@ class Authority:
                 not_before=now - SKEW,
                 not_after=expires,
             )
-            change.write(CA_KEY, key_pem(key, passphrase), secret=True)
+            if not os.path.lexists(authority.folder / ".gitignore"):
+                change.write(".gitignore", b"# Keys never go into git.\n*\n")
+            change.write(CA_KEY, key_pem(key, secret), secret=True)
             change.write(CA_CERT, ca.public_bytes(Encoding.PEM))
             _sign_crl(change, ca, key, check_days(CRL_DAYS))
         return authority
@@ -127,7 +130,7 @@ class Authority:
     @property
     def name(self) -> str:
         """The name in the CA's certificate."""
-        return load_certificate(self.ca_cert).subject.rfc4514_string().removeprefix("CN=")
+        return _common_name(load_certificate(self.ca_cert))
 
     @property
     def expires(self) -> datetime:
@@ -135,7 +138,7 @@ class Authority:
         return load_certificate(self.ca_cert).not_valid_after_utc
 
     @property
-    def crl_expires(self) -> datetime | None:
+    def crl_expires(self) -> datetime:
         """When the revocation list must have been signed anew."""
         return self._folder.read().crl_expires
 
@@ -149,7 +152,7 @@ class Authority:
 
     def issued(self) -> list[Issued]:
         """List every certificate that was ever issued, the oldest first."""
-        return self._issued(self._folder.read().issued)
+        return listed(self.folder, self._folder.read().issued)
 
     def get(self, name: str) -> Issued:
         """Return the newest certificate of that name."""
@@ -191,11 +194,13 @@ class Authority:
                 "for instance localhost and 127.0.0.1 (--host)."
             )
         start = _now() if not_before is None else check_start(not_before)
-        end = start + check_days(days)
+        end = (start + check_days(days)).replace(microsecond=0)
         begin = start - SKEW if not_before is None else start
         with self._folder.changing() as change:
             self._check_free(name, change, force)
             ca, ca_key = self._signer()
+            if name == _common_name(ca):  # a verifier would take it for self-signed
+                raise CertificateError(f"{name!r} is the name of the CA. Choose another name.")
             if end > ca.not_valid_after_utc:
                 raise CertificateError(
                     f"The CA's certificate ends on {ca.not_valid_after_utc:%Y-%m-%d}, before this "
@@ -212,7 +217,7 @@ class Authority:
             entry = Entry(name, kind, hosts, f"{serial:x}", begin, end)
             entries = (*change.index.issued, entry)
             change.index = msgspec.structs.replace(change.index, issued=entries)
-        return self._issued(entries)[-1]
+        return listed(self.folder, entries)[-1]
 
     def revoke(self, which: str | int) -> list[Issued]:
         """Revoke every certificate of a name, or the one with a serial number; sign the CRL.
@@ -238,7 +243,7 @@ class Authority:
             )
             change.index = msgspec.structs.replace(change.index, issued=entries)
             _sign_crl(change, *self._signer(), check_days(CRL_DAYS))
-        return [each for each in self._issued(entries) if f"{each.serial:x}" in fresh]
+        return [each for each in listed(self.folder, entries) if f"{each.serial:x}" in fresh]
 
     def refresh_crl(self, days: float = CRL_DAYS) -> None:
         """Sign the revocation list anew; a peer that checks it refuses one past its time."""
@@ -264,29 +269,10 @@ class Authority:
 
     # -- inside ----------------------------------------------------------------------------
 
-    def _issued(self, entries: Iterable[Entry]) -> list[Issued]:
-        entries = list(entries)
-        newest = {entry.name: entry.serial for entry in entries}
-        return [
-            Issued(
-                name=entry.name,
-                kind=entry.kind,
-                hosts=entry.hosts,
-                serial=int(entry.serial, 16),
-                not_before=entry.not_before,
-                not_after=entry.not_after,
-                revoked_at=entry.revoked_at,
-                replaced=newest[entry.name] != entry.serial,
-                cert=self.folder / f"{entry.name}.pem",
-                key=self.folder / f"{entry.name}-key.pem",
-            )
-            for entry in entries
-        ]
-
     def _check_free(self, name: str, change: Change, force: bool) -> None:
         same = [
             each
-            for each in self._issued(change.index.issued)
+            for each in listed(self.folder, change.index.issued)
             if each.name.lower() == name.lower() and not each.replaced
         ]
         if not same:
@@ -316,20 +302,26 @@ class Authority:
 
 def _sign_crl(change: Change, ca: x509.Certificate, ca_key: Key, span: timedelta) -> None:
     number, now = change.index.crl_number + 1, _now()
+    expires = (now + span).replace(microsecond=0)
     revoked = [
         (int(entry.serial, 16), entry.revoked_at)
         for entry in change.index.issued
         if entry.revoked_at is not None
     ]
     crl = revocation_list(
-        ca, ca_key, revoked=revoked, number=number, this_update=now - SKEW, next_update=now + span
+        ca, ca_key, revoked=revoked, number=number, this_update=now - SKEW, next_update=expires
     )
     change.write(CRL, crl.public_bytes(Encoding.PEM))
-    change.index = msgspec.structs.replace(change.index, crl_number=number, crl_expires=now + span)
+    change.index = msgspec.structs.replace(change.index, crl_number=number, crl_expires=expires)
 
 
 def _now() -> datetime:
     return datetime.now(UTC).replace(microsecond=0)
+
+
+def _common_name(certificate: x509.Certificate) -> str:
+    (attribute,) = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(attribute.value)
 
 
 def _shown(which: str | int) -> str:

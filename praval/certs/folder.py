@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -55,7 +55,7 @@ class Index(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     change: int = 0
     """Number of the change that wrote this."""
     crl_number: int = 0
-    crl_expires: datetime | None = None
+    crl_expires: datetime = datetime.fromtimestamp(0, UTC)
     issued: tuple[Entry, ...] = ()
     version: Literal[1] = 1
 
@@ -112,16 +112,17 @@ class Folder:
             self._settle()
             change = Change(Index() if first else self._load())
             number = change.index.change + 1
-            yield change
             _check_private(self.path)
+            yield change
             index = msgspec.structs.replace(change.index, change=number)
             try:
                 for name, (data, mode) in change.files.items():
                     _write(self.path / f".{number}.{name}", data, mode)
                 staged = self.path / f".{number}.{INDEX}"
                 _write(staged, msgspec.json.format(msgspec.json.encode(index)), 0o644)
-                _sync(self.path)  # a rename must not reach the disk before what it commits
+                _sync(self.path)  # the index must not reach the disk before what it commits,
                 staged.rename(self.path / INDEX)
+                _sync(self.path)  # nor after what follows from it
             finally:
                 self._settle()
 
@@ -167,10 +168,10 @@ class Folder:
                     (self.path / found[0]).rename(self.path / found[2])
                 else:
                     (self.path / found[0]).unlink()
-        _sync(self.path)
+            _sync(self.path)
 
 
-def check_secret(path: Path) -> None:
+def check_closed(path: Path) -> None:
     """Refuse a file with a key that others may read.
 
     Raises:
@@ -186,7 +187,8 @@ def check_secret(path: Path) -> None:
 def _check_private(path: Path) -> None:
     if stat.S_IMODE(path.stat().st_mode) & 0o077:
         raise CertificateError(
-            f"Others may enter {path}, which holds private keys. Run: chmod 700 {path}"
+            f"Others may enter {path}, and private keys must not lie there. Use a folder that is "
+            f"for certificates alone, and close it: chmod 700 {path}"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,8 +15,9 @@ from cryptography.hazmat.primitives.serialization import (
     pkcs12,
 )
 
-from praval.certs.folder import Kind, check_secret
+from praval.certs.folder import Entry, Kind, check_closed
 from praval.certs.profiles import Key
+from praval.certs.wanted import check_secret
 from praval.errors import CertificateError
 
 State = Literal["valid", "not yet valid", "expired", "revoked"]
@@ -65,15 +67,33 @@ class Issued:
         )
 
 
+def listed(folder: Path, entries: Sequence[Entry]) -> list[Issued]:
+    """Return what the index tells, in its order."""
+    newest = {entry.name: entry.serial for entry in entries}
+    return [
+        Issued(
+            name=entry.name,
+            kind=entry.kind,
+            hosts=entry.hosts,
+            serial=int(entry.serial, 16),
+            not_before=entry.not_before,
+            not_after=entry.not_after,
+            revoked_at=entry.revoked_at,
+            replaced=newest[entry.name] != entry.serial,
+            cert=folder / f"{entry.name}.pem",
+            key=folder / f"{entry.name}-key.pem",
+        )
+        for entry in entries
+    ]
+
+
 def encryption(password: str) -> BestAvailableEncryption:
     """Return how a store is encrypted.
 
     Raises:
-        CertificateError: the password is empty.
+        CertificateError: the password is empty or too long.
     """
-    if not password:
-        raise CertificateError("A store with a private key needs a password: it is empty.")
-    return BestAvailableEncryption(password.encode())
+    return BestAvailableEncryption(check_secret(password, "store's password"))
 
 
 def load_certificate(path: Path) -> x509.Certificate:
@@ -95,7 +115,7 @@ def load_key(path: Path, passphrase: str | None = None) -> Key:
         CertificateError: it is missing, damaged, open to others, or the passphrase is wrong.
     """
     try:
-        check_secret(path)
+        check_closed(path)
         data = path.read_bytes()
     except OSError as error:
         raise CertificateError(f"The private key {path} cannot be read: {error}") from error
@@ -105,7 +125,7 @@ def load_key(path: Path, passphrase: str | None = None) -> Key:
             raise CertificateError(
                 f"{path} is encrypted: it needs its passphrase (PRAVAL_CA_PASSPHRASE)."
             )
-        secret = passphrase.encode()
+        secret = check_secret(passphrase, "passphrase")
     try:
         key = load_pem_private_key(data, secret)
     except ValueError:  # from None: a parser's error may quote what it read

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import ipaddress
-import math
 import re
 from collections.abc import Iterable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from praval.errors import CertificateError
 
-MAX_DAYS = 36_500
+MIN_DAYS, MAX_DAYS = 1 / 86_400, 36_500
 MAX_NAME = 64
-"""Characters in a common name, by RFC 5280."""
+"""Bytes in a common name, by RFC 5280."""
+MAX_SECRET = 1023
+"""Bytes in a passphrase; OpenSSL takes no more."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
@@ -45,9 +46,10 @@ def check_ca_name(name: str) -> str:
     Raises:
         CertificateError: it cannot.
     """
-    if not name.strip() or not name.isprintable() or len(name) > MAX_NAME:
+    if not name.strip() or not name.isprintable() or len(name.encode()) > MAX_NAME:
         raise CertificateError(
-            f"{name!r} cannot name an authority: use 1 to {MAX_NAME} printable characters."
+            f"{name!r} cannot name an authority: use 1 to {MAX_NAME} printable characters, or "
+            "fewer where they are not ASCII."
         )
     return name
 
@@ -73,6 +75,7 @@ def _host(host: str) -> str:
     labels = host.lower().removeprefix("*.").split(".")
     if (
         len(host) > 253
+        or not host.isascii()
         or not all(map(_LABEL.fullmatch, labels))
         or labels[-1].isdigit()
         or (host.startswith("*.") and len(labels) < 2)
@@ -88,9 +91,9 @@ def check_days(days: float) -> timedelta:
     """Return a span of time.
 
     Raises:
-        CertificateError: it is not above 0, or longer than a century.
+        CertificateError: it is shorter than a second, or longer than a century.
     """
-    if not (0 < days <= MAX_DAYS) or math.isnan(days):
+    if not MIN_DAYS <= days <= MAX_DAYS:
         raise CertificateError(f"days is {days!r}: it must be above 0 and at most {MAX_DAYS:,}.")
     return timedelta(days=days)
 
@@ -103,6 +106,18 @@ def check_start(not_before: datetime) -> datetime:
     """
     if not_before.tzinfo is None:
         raise CertificateError("not_before has no time zone: use datetime.now(UTC), for instance.")
-    if not_before.year < 1950:
-        raise CertificateError(f"not_before is {not_before}: certificates begin in 1950 or later.")
-    return not_before.replace(microsecond=0)
+    if not 1950 <= not_before.year < 9000:
+        raise CertificateError(f"not_before is {not_before}: no certificate can begin then.")
+    return not_before.astimezone(UTC).replace(microsecond=0)
+
+
+def check_secret(secret: str, what: str) -> bytes:
+    """Return a passphrase or password as bytes.
+
+    Raises:
+        CertificateError: it is empty or too long.
+    """
+    encoded = secret.encode(errors="surrogateescape")  # as an environment variable has it
+    if not 0 < len(encoded) <= MAX_SECRET:
+        raise CertificateError(f"The {what} must have 1 to {MAX_SECRET:,} bytes.")
+    return encoded
