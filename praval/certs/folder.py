@@ -85,6 +85,8 @@ class Folder:
             CertificateError: there is no authority here.
             CertificateFolderError: the folder or its index cannot be read.
         """
+        if not self.path.is_dir():
+            raise _no_authority(self.path)
         with _disk(self.path):
             if any(_STAGED.fullmatch(name) for name in os.listdir(self.path)):
                 with self._locked():
@@ -108,6 +110,8 @@ class Folder:
                 others may enter the folder.
             CertificateFolderError: it cannot be read, written, or had alone.
         """
+        if not self.path.is_dir():
+            raise _no_authority(self.path)
         with _disk(self.path), self._locked():
             self._settle()
             change = Change(Index() if first else self._load())
@@ -204,10 +208,6 @@ def _disk(path: Path) -> Iterator[None]:
     """Turn what the operating system refuses into errors of ours."""
     try:
         yield
-    except (FileNotFoundError, NotADirectoryError) as error:
-        if error.filename != os.fspath(path):
-            raise CertificateFolderError(f"{path} cannot be used: {error}") from error
-        raise _no_authority(path) from error
     except OSError as error:
         raise CertificateFolderError(f"{path} cannot be used: {error}") from error
 

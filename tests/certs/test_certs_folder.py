@@ -305,6 +305,9 @@ def test_a_folder_without_an_authority_is_told_from_a_broken_one(tmp_path: Path)
         ):
             Authority.open(tmp_path / name)
     assert not (tmp_path / "missing").exists()
+    for name in ("file", "file/below"):
+        with pytest.raises(CertificateFolderError, match="cannot be used"):
+            Authority.create(tmp_path / name)
 
 
 @pytest.mark.parametrize("index", [b"", b"{", b"[]", b'{"version": 2}', b'{"colour": "red"}'])
