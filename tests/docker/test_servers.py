@@ -66,6 +66,13 @@ def test_a_server_refuses_a_wrong_password(server: Server) -> None:
         server.login(password=server.password[:-1] + "x")
 
 
+def test_rabbitmq_has_no_default_user(rabbitmq: RabbitMQ) -> None:
+    """The guest that it makes when nobody tells it not to cannot log in."""
+    rabbitmq.login(user=rabbitmq.user)
+    with pytest.raises(ConnectionError, match="refused"):
+        rabbitmq.login(user="guest", password="guest")
+
+
 def test_a_password_is_in_no_log(server: Server) -> None:
     """Whatever a server writes about logins, it does not write the password."""
     with contextlib.suppress(OSError):
@@ -404,7 +411,8 @@ def test_a_killed_test_run_leaves_no_process(open_folder: Path) -> None:
         thread.join()
         for server in servers:
             server.login()
-        print(json.dumps([child.pid for child in psutil.Process().children(recursive=True)]))
+        family = [child.pid for child in psutil.Process().children(recursive=True)]
+        print(json.dumps([[server.pid for server in servers], family]))
         sys.stdout.flush()
         sys.stdin.read()
     """
@@ -418,12 +426,12 @@ def test_a_killed_test_run_leaves_no_process(open_folder: Path) -> None:
     )
     with runner:
         assert runner.stdout is not None
-        pids = json.loads(runner.stdout.readline())
-        assert len(pids) >= len(SHARED)
-        assert all(map(alive, pids))
+        servers, all_pids = json.loads(runner.stdout.readline())
+        assert all(map(alive, servers))
+        assert len(all_pids) > len(servers) == len(SHARED)
         runner.send_signal(signal.SIGKILL)
         runner.wait()
-        until(lambda: not any(map(alive, pids)))
+        until(lambda: not any(map(alive, all_pids)))
 
 
 def test_a_closed_server_leaves_neither_process_nor_folder() -> None:

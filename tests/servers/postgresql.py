@@ -31,18 +31,21 @@ class PostgreSQL(Server):
         return super().url_for(port) + self.database
 
     def values(self) -> Mapping[str, str]:
-        return {"KEYS": str(self.etc_dir)}
+        return {
+            "KEYS": str(self.etc_dir),
+            "SOCKETS": str(self.folder),
+            "DATABASE": self.database,
+        }
 
     def prepare(self) -> None:
-        word = self.etc_dir / "password"
-        word.write_text(self.password)
-        self.own()
+        # what the container's entry point does
         self._run(
-            "initdb", "-D", str(self.data_dir), "-U", self.user, "--pwfile", str(word),
+            "initdb", "-D", str(self.data_dir), "-U", self.user,
+            "--pwfile", str(self.etc_dir / "password"),
             "-A", "scram-sha-256", "--no-sync", "-E", "UTF8", "--locale=C.UTF-8",
         )  # fmt: skip
-        role = f'CREATE ROLE "{self.mutual_user}" LOGIN SUPERUSER'
-        self._run("postgres", "--single", "-D", str(self.data_dir), "postgres", given=role)
+        roles = (self.etc_dir / "roles.sql").read_text()
+        self._run("postgres", "--single", "-D", str(self.data_dir), "postgres", given=roles)
 
     def command(self) -> list[str]:
         speed = [] if self.durable else ["-c", "fsync=off", "-c", "full_page_writes=off"]

@@ -195,7 +195,7 @@ class Server(ABC):
     def _make_folders(self) -> None:
         for folder in (self.folder, self.etc_dir, self.data_dir, self.folder / "tmp"):
             folder.mkdir(parents=True, exist_ok=True)
-        copies = {
+        certificates = {
             "ca.pem": self.pki.ca,
             "crl.pem": self.pki.crl,
             "server.pem": self.pki.server.cert,
@@ -203,8 +203,7 @@ class Server(ABC):
             "keystore.p12": self.pki.keystore,
             "truststore.p12": self.pki.truststore,
         }
-        for name, source in copies.items():
-            shutil.copyfile(source, self.etc_dir / name)
+        configuration.install(certificates, self.etc_dir)
         common = {
             "ADDRESS": "127.0.0.1",
             "PORT": str(self.port),
@@ -215,7 +214,7 @@ class Server(ABC):
             "CERTIFICATE_USER": self.mutual_user,
             "STORE_PASSWORD": STORE_PASSWORD,
         }
-        renderer.render(self.kind, self.etc_dir, {**common, **self.values()})
+        configuration.render(self.kind, self.etc_dir, {**common, **self.values()})
         (self.etc_dir / "server-key.pem").chmod(0o600)
         self.own()
 
@@ -387,8 +386,8 @@ def find(kind: str, program: str, *folders: str) -> str:
     return found
 
 
-def _load_renderer() -> ModuleType:
-    spec = spec_from_file_location("praval_docker_render", ROOT / "docker" / "render.py")
+def _load_configuration() -> ModuleType:
+    spec = spec_from_file_location("praval_docker_configure", ROOT / "docker" / "configure.py")
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)
@@ -396,8 +395,8 @@ def _load_renderer() -> ModuleType:
     return module
 
 
-renderer = _load_renderer()
-"""docker/render.py: the tests' servers get the configuration that the containers get."""
+configuration = _load_configuration()
+"""docker/configure.py: the tests' servers get the configuration that the containers get."""
 
 
 def receive(connection: ssl.SSLSocket, enough: Callable[[bytes], bool]) -> bytes:

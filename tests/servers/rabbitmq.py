@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import ssl
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
 from praval.certs import Issued
 from tests.servers.pki import PKI
-from tests.servers.process import Server, find, free_port, receive, stomp_login
+from tests.servers.process import Server, configuration, find, free_port, receive, stomp_login
 
 
 class RabbitMQ(Server):
@@ -70,16 +68,7 @@ class RabbitMQ(Server):
         }
 
     def prepare(self) -> None:
-        # the name under which Erlang looks for a list is OpenSSL's hash of the issuer's name
-        crl = self.etc_dir / "crl.pem"
-        name = subprocess.run(
-            [find(self.kind, "openssl"), "crl", "-hash", "-noout", "-in", crl],
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout.strip()
-        (self.etc_dir / "crl").mkdir()
-        shutil.copyfile(crl, self.etc_dir / "crl" / f"{name}.r0")
+        configuration.index_crl(self.etc_dir)
         self.own()
 
     def command(self) -> list[str]:
@@ -113,20 +102,25 @@ class RabbitMQ(Server):
         }
 
     def login(
-        self, port: int | None = None, *, password: str | None = None, client: Issued | None = None
+        self,
+        port: int | None = None,
+        *,
+        user: str | None = None,
+        password: str | None = None,
+        client: Issued | None = None,
     ) -> None:
         """Log in; with a client's certificate by that, otherwise by the password."""
         if self._require and port is None:
             client = client or self.pki.client
-        word = password or self.password
-        mechanism, response = "PLAIN", f"\0{self.user}\0{word}"
+        name, word = user or self.user, password or self.password
+        mechanism, response = "PLAIN", f"\0{name}\0{word}"
         if client is not None:
             mechanism, response = "EXTERNAL", ""
         with self.connect(port, client=client) as connection:
             amqp_login(connection, mechanism, response)
         if port is None:
             with self.connect(self.stomp_port, client=client) as connection:
-                stomp_login(connection, self.user, word)
+                stomp_login(connection, name, word)
 
 
 def amqp_login(connection: ssl.SSLSocket, mechanism: str, response: str) -> None:

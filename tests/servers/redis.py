@@ -51,7 +51,7 @@ class Redis(Server):
 
     def values(self) -> Mapping[str, str]:
         return {
-            "CLIENT_CERTIFICATES": "yes" if self._require else "no",
+            "CLIENT_CERTIFICATES": "yes" if self._require else "optional",
             "PERSISTENCE": "yes" if self.durable else "no",
         }
 
