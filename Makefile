@@ -11,7 +11,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.t
 INPUTS := pyproject.toml constraints.txt
 VENV   := .venv/.stamp-venv
 
-.PHONY: help demo test lint bench lock clean
+.PHONY: help demo test servers lint bench lock clean
 .NOTPARALLEL:
 
 help:
@@ -26,8 +26,12 @@ help:
 demo: .venv/.stamp-demo
 	@.venv/bin/praval demo $(PATH_) $(ARGS)
 
-test: .venv/.stamp-dev
+test: .venv/.stamp-dev servers
 	@$(PY) -m pytest $(ARGS)
+
+# the real servers that the tests start; at once if they are installed
+servers:
+	@sh scripts/install-servers.sh
 
 lint: .venv/.stamp-dev
 	$(PY) -m ruff check .

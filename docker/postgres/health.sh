@@ -1,3 +1,4 @@
+#!/bin/sh
 # Log in over verified TLS and ask for a sign of life.
 export PGPASSWORD='${PASSWORD}'
 psql --no-psqlrc --quiet --output=/dev/null --command='select 1' \
