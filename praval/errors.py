@@ -33,8 +33,8 @@
     │   └── JournalSchemaError      not a journal, or one of a newer version
     ├── TransportError              a broker, or the way to it, failed
     │   ├── TransportConnectionError    it cannot be reached, or hung up
-    │   ├── TransportTLSError       a check of TLS failed; the message says which
-    │   ├── TransportLoginError     the broker refused the user, password or certificate
+    │   │   ├── TransportTLSError   a check of TLS failed; the message says which
+    │   │   └── TransportLoginError the broker refused the user, password or certificate
     │   ├── TransportTimeoutError   it did not answer or confirm in time (also a TimeoutError)
     │   ├── TransportClosedError    the transport is not open
     │   ├── TransportUnsupportedError   this protocol or broker cannot do that
@@ -177,7 +177,7 @@ class TransportConnectionError(TransportError, ConnectionError):
 
 
 class TransportTLSError(TransportConnectionError):
-    """A check of TLS failed: certificate, host name, revocation, version; the message says which."""
+    """A check of TLS failed (certificate, host name, revocation, ...); the message says which."""
 
 
 class TransportLoginError(TransportConnectionError):

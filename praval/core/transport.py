@@ -250,12 +250,19 @@ class MessageTransport(ABC):
             TransportTimeoutError, TransportClosedError: as for :meth:`publish`.
         """
 
-    async def unsubscribe(self, target: str | Subscription, *, drop_group: bool = False) -> None:
+    async def unsubscribe(
+        self,
+        target: str | Subscription,
+        *,
+        drop_group: bool = False,
+        patience: float | None = None,
+    ) -> None:
         """End a subscription, or all to one topic; callbacks that run may finish.
 
         Args:
             target: what ``subscribe`` returned, or a topic or pattern as it was given.
             drop_group: remove the group at the broker too, with what it has collected.
+            patience: seconds that running callbacks may take; default: ``close_timeout``.
 
         Raises:
             ConfigurationError: there is no such subscription.

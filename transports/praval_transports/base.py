@@ -387,7 +387,13 @@ class BrokerTransport(MessageTransport, Generic[C]):
                 await link.listen(listening)
                 listening.link = link
 
-    async def unsubscribe(self, target: str | Subscription, *, drop_group: bool = False) -> None:
+    async def unsubscribe(
+        self,
+        target: str | Subscription,
+        *,
+        drop_group: bool = False,
+        patience: float | None = None,
+    ) -> None:
         """See :meth:`MessageTransport.unsubscribe`."""
         self._must_be_open()
         if isinstance(target, Subscription):
@@ -399,8 +405,9 @@ class BrokerTransport(MessageTransport, Generic[C]):
             raise ConfigurationError(f"There is no subscription {target!r} in this transport.")
         for listening in found:
             self._listenings.remove(listening)
-            await self._insist("unsubscribed", _leave(listening, drop_group))
-            await listening.finish(self.config.close_timeout)
+            if drop_group or (self._link is not None and not self._link.lost.done()):
+                await self._insist("unsubscribed", _leave(listening, drop_group))
+            await listening.finish(self.config.close_timeout if patience is None else patience)
 
     async def bury(self, message: Outgoing) -> None:
         """Publish a dead letter; errors are those of :meth:`publish`."""
