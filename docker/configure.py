@@ -138,9 +138,9 @@ def configure(folder: Path, hosts: Iterable[str] = ()) -> None:
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(mode=0o750)
     authority = Authority.create(draft / "ca")
-    store_password = secrets.token_urlsafe(24)
+    store_password = secrets.token_hex(24)
     write(draft / "ca" / "store-password", store_password, 0o600)
-    passwords = {server: secrets.token_urlsafe(24) for server in SERVERS}
+    passwords = {server: secrets.token_hex(24) for server in SERVERS}
     for server, values in SERVERS.items():
         (draft / server).mkdir(mode=0o750)
         words = {"PASSWORD": passwords[server], "STORE_PASSWORD": store_password}
