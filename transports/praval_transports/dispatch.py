@@ -12,7 +12,7 @@ import inspect
 import logging
 from collections.abc import Sequence
 from itertools import count
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from praval.core.topics import has_wildcard, parse_topic
 from praval.core.transport import Callback, Delivery, GiveBack, Refuse, Subscription
@@ -40,6 +40,13 @@ log = logging.getLogger("praval.transport")
 
 CANCEL_GRACE = 5.0
 """Seconds that a cancelled callback may take to clean up."""
+
+
+class Death(NamedTuple):
+    """Why a message becomes a dead letter."""
+
+    reason: str
+    attempts: int
 
 
 class Owner(Protocol):
@@ -83,7 +90,9 @@ class Listening(Subscription):
         """By priority, then arrival."""
         self._arrivals = count()
         self._workers: set[asyncio.Task[None]] = set()
-        self._finishing = False
+        self._finishing = asyncio.Event()
+        self._losses = 0
+        """Links lost so far: what came over an earlier one is on its way again."""
 
     @property
     def has_wildcard(self) -> bool:
@@ -93,34 +102,43 @@ class Listening(Subscription):
     def receive(self, incoming: Incoming) -> None:
         """Take a message from the link. Never blocks: the broker's prefetch is the bound."""
         self._owner.counts.received += 1
-        if self._finishing:
-            return  # never acknowledged: the broker keeps it
         heapq.heappush(self._waiting, (-priority_of(incoming), next(self._arrivals), incoming))
         if len(self._workers) < self.concurrency:
-            worker = asyncio.get_running_loop().create_task(self._work())
-            self._workers.add(worker)
-            worker.add_done_callback(self._workers.discard)
+            self._workers.add(asyncio.get_running_loop().create_task(self._work()))
 
     def forget(self) -> None:
         """The link is lost: what waits will be delivered again."""
+        self._losses += 1
+        self._owner.counts.given_back += len(self._waiting)
         self._waiting.clear()
 
     async def finish(self, seconds: float) -> None:
         """Give back what waits, let running callbacks end within ``seconds``, cancel the rest."""
-        self._finishing = True
+        self._finishing.set()
         waiting, self._waiting = self._waiting, []
         for _, _, incoming in waiting:
             await self._give_back(incoming)
-        if self._workers:
-            _, late = await asyncio.wait(tuple(self._workers), timeout=seconds)
+        # a callback that ends its own subscription cannot be waited for
+        if workers := self._workers - {asyncio.current_task()}:
+            _, late = await asyncio.wait(workers, timeout=seconds)
             for worker in late:
                 worker.cancel()
             if late and (await asyncio.wait(late, timeout=CANCEL_GRACE))[1]:
                 log.error("a callback of %r did not end after it was cancelled", self)
 
     async def _work(self) -> None:
-        while self._waiting:
-            await self._handle(heapq.heappop(self._waiting)[2])
+        try:
+            while self._waiting:
+                incoming = heapq.heappop(self._waiting)[2]
+                if self._finishing.is_set():  # it came in too late
+                    await self._give_back(incoming)
+                else:
+                    await self._handle(incoming)
+        finally:
+            # at once, and not by a callback: receive() must not count on a worker that has ended
+            worker = asyncio.current_task()
+            assert worker is not None
+            self._workers.discard(worker)
 
     async def _handle(self, incoming: Incoming) -> None:
         """See one message to its end."""
@@ -129,8 +147,8 @@ class Listening(Subscription):
         try:
             if is_expired(incoming):
                 counts.expired += 1
-            elif (reason := await self._attempts(incoming, attempt)) is not None:
-                await self._owner.bury(self._dead_letter(incoming, reason, config))
+            elif (death := await self._attempts(incoming, attempt)) is not None:
+                await self._owner.bury(self._dead_letter(incoming, death, config))
             await incoming.acknowledge()
         except (GiveBack, TransportError) as why:
             if not isinstance(why, GiveBack):
@@ -142,13 +160,13 @@ class Listening(Subscription):
         else:
             counts.acknowledged += 1
 
-    async def _attempts(self, incoming: Incoming, attempt: int) -> str | None:
+    async def _attempts(self, incoming: Incoming, attempt: int) -> Death | None:
         """Call the callback until it succeeds; return why it never will, or None."""
-        config = self._owner.settings
+        config, losses = self._owner.settings, self._losses
         try:
             body = await unpack(incoming, config.max_message_size)
         except (MalformedSporeError, SporeTooLargeError) as error:
-            return str(error)
+            return Death(str(error), 0)
         headers = incoming.headers
         if "praval-topic" not in headers:  # a dead letter keeps them: they say what became of it
             headers = {k: v for k, v in headers.items() if not k.startswith(RESERVED)}
@@ -162,25 +180,33 @@ class Listening(Subscription):
             except GiveBack:
                 raise
             except Refuse as refusal:
-                return f"refused: {refusal}"
+                return Death(f"refused: {refusal}", attempt)
             except Exception as error:
                 if attempt >= last:
                     log.error("%r failed %d times: dead letter", self, attempt, exc_info=error)
-                    return f"failed {attempt} times, the last time with {type(error).__name__}"
+                    name = type(error).__name__
+                    return Death(f"failed {attempt} times, the last time with {name}", attempt)
                 log.warning("%r failed (attempt %d of %d): %r", self, attempt, last, error)
             self._owner.counts.retried += 1
             delay = config.retry_delay * 2 ** (attempt - last + config.max_attempts - 1)
             attempt += 1
-            await asyncio.sleep(delay)
-            if self.link is None or self.link.lost.done():
-                raise GiveBack  # it is on its way again
+            if await self._ends_within(delay) or self._losses != losses:
+                raise GiveBack  # nobody waits for retries at the end; or it is on its way again
 
-    def _dead_letter(self, incoming: Incoming, reason: str, config: BrokerConfig) -> Outgoing:
+    async def _ends_within(self, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._finishing.wait()
+        except TimeoutError:
+            return False
+
+    def _dead_letter(self, incoming: Incoming, death: Death, config: BrokerConfig) -> Outgoing:
         headers = {
             **incoming.headers,
             "praval-topic": incoming.topic,
             "praval-group": self.group or "",
-            "praval-reason": reason[:1000],
+            "praval-reason": death.reason[:1000],
+            "praval-attempts": str(death.attempts),
         }
         headers.pop("praval-expires", None)
         topic = parse_topic(config.dead_letter_topic)
