@@ -13,8 +13,9 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 
 from praval.core.tls import TLSConfig
+from praval.core.topics import parse_topic
 from praval.core.transport import SCHEMES
-from praval.errors import ConfigurationError, UnknownNameError
+from praval.errors import ConfigurationError, TopicError, UnknownNameError
 
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
@@ -77,6 +78,7 @@ class BrokerConfig(TLSConfig, frozen=True, kw_only=True, forbid_unknown_fields=T
     retry_delay: Annotated[float, msgspec.Meta(ge=0)] = 0.2
     """Wait before the second call; doubles each time."""
     dead_letter_topic: str = "dead"
+    """The broker keeps what is published there for the group of the same name."""
     max_message_size: Count = 64 * 1024 * 1024
 
     @property
@@ -147,6 +149,10 @@ def read_config(
     if read.port is None:
         read = msgspec.structs.replace(read, port=ports[0] if read.encrypted else ports[1])
     _ = read.addresses  # a broker that cannot be read is an error now
+    try:
+        parse_topic(read.dead_letter_topic)
+    except TopicError as error:
+        raise ConfigurationError(f"dead_letter_topic: {error}") from None
     return read
 
 
