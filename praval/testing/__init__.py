@@ -1,4 +1,8 @@
-"""Tools for testing agents: a Reef with virtual time and faults on purpose, and models of tape."""
+"""Tools for testing: a Reef with virtual time and faults on purpose, models of tape, transports.
+
+:func:`check_transport` says whether a transport keeps the contract; see
+:mod:`praval.testing.transports`.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ from praval.testing.models import (
 )
 from praval.testing.record import Attempt, Event
 from praval.testing.reef import TestReef
+from praval.testing.transports import TransportHarness, check_transport
 
 __all__ = [
     "Attempt",
@@ -26,7 +31,9 @@ __all__ = [
     "ScriptExhaustedError",
     "ScriptedModel",
     "TestReef",
+    "TransportHarness",
     "VirtualClock",
+    "check_transport",
     "forbid_real_models",
     "use_model",
 ]
