@@ -14,7 +14,7 @@ import logging
 import random
 import ssl
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 from praval.core.tls import client_context, explain
@@ -105,6 +105,7 @@ class BrokerTransport(MessageTransport, Generic[C]):
         self._supervisor: asyncio.Task[None] | None = None
         self._next_broker = 0
         self._leaving: asyncio.Future[None] | None = None
+        self._started: set[asyncio.Task[None]] = set()
 
     @property
     def settings(self) -> BrokerConfig:
@@ -134,7 +135,6 @@ class BrokerTransport(MessageTransport, Generic[C]):
             refused=self.refused,
         )
         self.config = read  # type: ignore[assignment]  # config_type is that of C
-        parse_topic(read.dead_letter_topic)
         self._tls = await asyncio.to_thread(client_context, read) if read.encrypted else None
         self._state = "connecting"
         self._changed = asyncio.get_running_loop().create_future()
@@ -162,9 +162,9 @@ class BrokerTransport(MessageTransport, Generic[C]):
     async def _close(self) -> None:
         link, patience = self._link, self.config.close_timeout
         if link is not None:
-            for listening in self._listenings:
-                with contextlib.suppress(TransportError, TimeoutError):
-                    async with asyncio.timeout(patience):
+            with contextlib.suppress(TransportError, OSError):  # TimeoutError is one
+                async with asyncio.timeout(patience):
+                    for listening in self._listenings:
                         await link.leave(listening, drop_group=False)
         await asyncio.gather(*(each.finish(patience) for each in self._listenings))
         self._state = "closed"
@@ -175,6 +175,8 @@ class BrokerTransport(MessageTransport, Generic[C]):
         if self._link is not None:
             await self._discard(self._link)
             self._link = None
+        if self._started:  # they see that it is closed
+            await asyncio.wait(self._started)
 
     # -- the link ------------------------------------------------------------------------
 
@@ -372,9 +374,12 @@ class BrokerTransport(MessageTransport, Generic[C]):
         self.check(listening)
         self._listenings.append(listening)
         try:
-            await self._insist("subscribed", lambda link: self._listen(link, listening))
+            await asyncio.shield(
+                self._start(self._insist("subscribed", lambda link: self._listen(link, listening)))
+            )
         except BaseException:
             self._listenings.remove(listening)
+            self._start(self._withdraw(listening))
             raise
         return listening
 
@@ -383,9 +388,38 @@ class BrokerTransport(MessageTransport, Generic[C]):
 
     async def _listen(self, link: Link, listening: Listening) -> None:
         async with self._listen_lock:
-            if listening.link is not link:
+            if listening.link is not link and listening in self._listenings:
                 await link.listen(listening)
                 listening.link = link
+
+    async def _withdraw(self, listening: Listening) -> None:
+        """Undo what of a cancelled subscription the broker knows: it would take messages."""
+        async with self._listen_lock:
+            link = self._link
+            if link is None or link is not listening.link:
+                return
+            try:
+                async with asyncio.timeout(self.config.confirm_timeout):
+                    await link.leave(listening, drop_group=False)
+            except (TransportError, OSError) as error:
+                link.lose(error)
+            await listening.finish(0)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Do it to its end, also when whoever awaits it (shielded) is cancelled.
+
+        What a broker is told of a subscription is told whole and in order: half of it would be a
+        consumer that takes messages and hands them to nobody.
+        """
+        task = asyncio.create_task(work)
+        self._started.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._started.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.debug("%s: %s", self.protocol, error)  # in case that nobody awaits it
 
     async def unsubscribe(
         self,
@@ -405,9 +439,26 @@ class BrokerTransport(MessageTransport, Generic[C]):
             raise ConfigurationError(f"There is no subscription {target!r} in this transport.")
         for listening in found:
             self._listenings.remove(listening)
+            limit = self.config.close_timeout if patience is None else patience
+            caller = asyncio.current_task()
+            await asyncio.shield(self._start(self._end(listening, drop_group, limit, caller)))
+
+    async def _end(
+        self,
+        listening: Listening,
+        drop_group: bool,
+        patience: float,
+        caller: asyncio.Task[Any] | None,
+    ) -> None:
+        async def leave(link: Link) -> None:
+            async with self._listen_lock:
+                await link.leave(listening, drop_group=drop_group)
+
+        try:
             if drop_group or (self._link is not None and not self._link.lost.done()):
-                await self._insist("unsubscribed", _leave(listening, drop_group))
-            await listening.finish(self.config.close_timeout if patience is None else patience)
+                await self._insist("unsubscribed", leave)
+        finally:
+            await listening.finish(patience, caller)
 
     async def bury(self, message: Outgoing) -> None:
         """Publish a dead letter; errors are those of :meth:`publish`."""
@@ -431,7 +482,3 @@ class BrokerTransport(MessageTransport, Generic[C]):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._state} {self._address or ''}>"
-
-
-def _leave(listening: Listening, drop_group: bool) -> Callable[[Link], Awaitable[None]]:
-    return lambda link: link.leave(listening, drop_group=drop_group)

@@ -12,7 +12,7 @@ import inspect
 import logging
 from collections.abc import Sequence
 from itertools import count
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from praval.core.topics import has_wildcard, parse_topic
 from praval.core.transport import Callback, Delivery, GiveBack, Refuse, Subscription
@@ -112,14 +112,16 @@ class Listening(Subscription):
         self._owner.counts.given_back += len(self._waiting)
         self._waiting.clear()
 
-    async def finish(self, seconds: float) -> None:
-        """Give back what waits, let running callbacks end within ``seconds``, cancel the rest."""
+    async def finish(self, seconds: float, caller: asyncio.Task[Any] | None = None) -> None:
+        """Give back what waits, let running callbacks end within ``seconds``, cancel the rest.
+
+        The ``caller`` may be one of those callbacks: nobody waits for that one.
+        """
         self._finishing.set()
         waiting, self._waiting = self._waiting, []
         for _, _, incoming in waiting:
             await self._give_back(incoming)
-        # a callback that ends its own subscription cannot be waited for
-        if workers := self._workers - {asyncio.current_task()}:
+        if workers := self._workers - {caller}:
             _, late = await asyncio.wait(workers, timeout=seconds)
             for worker in late:
                 worker.cancel()
