@@ -110,13 +110,15 @@ def test_a_front_may_require_a_client_certificate(redis_server: Redis, bad: str 
 
 def test_a_front_without_a_context_speaks_plaintext(redis_server: Redis) -> None:
     """For clients that have to refuse that: it works for one that does not."""
-    with TlsFront(redis_server, None) as front:
-        with socket.create_connection((front.host, front.port), PATIENCE) as plain:
-            assert ping(plain).startswith(b"-NOAUTH")
-            plain.sendall(b"\x16\x03\x01")
-            plain.settimeout(0.2)
-            with pytest.raises(TimeoutError):  # the start of a TLS handshake interests nobody
-                plain.recv(100)
+    with (
+        TlsFront(redis_server, None) as front,
+        socket.create_connection((front.host, front.port), PATIENCE) as plain,
+    ):
+        assert ping(plain).startswith(b"-NOAUTH")
+        plain.sendall(b"\x16\x03\x01")
+        plain.settimeout(0.2)
+        with pytest.raises(TimeoutError):  # the start of a TLS handshake interests nobody
+            plain.recv(100)
 
 
 def test_cut_connections_end_and_new_ones_are_taken(front: TlsFront) -> None:
