@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 import logging
 import secrets
 from collections import OrderedDict
@@ -29,6 +30,7 @@ from praval.core.topics import join
 from praval.core.transport import Delivery, GiveBack, MessageTransport, Refuse, Subscription
 from praval.core.wire import Inbound
 from praval.errors import (
+    ConfigurationError,
     JournalError,
     MalformedSporeError,
     PravalError,
@@ -49,6 +51,8 @@ AT_ONCE = 1000
 INBOX_AT_ONCE = 16
 SLACK = 300.0
 """Seconds that a transport keeps a spore beyond its time to live: the receiving Reef counts it."""
+BREATH = 0.05
+"""Seconds before an agent that is gone gives back what still comes, so as not to spin."""
 REMEMBERED = 100_000
 """Ids of handled spores that are known without a journal."""
 TOPICS = 4096
@@ -98,6 +102,7 @@ class Bridge:
     async def start(self) -> None:
         """Hear the inbox, the other hosts, and what is for the agents; then say who is here."""
         transport, namespace = self.transport, self._reef.namespace
+        _needs_groups(transport)
         await transport.subscribe(self._inbox_topic, self._post, concurrency=INBOX_AT_ONCE)
         await transport.subscribe(join(namespace, "@presence"), self._hear)
         if self._reef.journal is not None:
@@ -232,41 +237,62 @@ class Bridge:
 
     async def _receive(self, runner: AgentRunner, delivery: Delivery) -> None:
         """Take one message for one agent; return when it may be acknowledged."""
-        posted, books = self._read(delivery), self._reef.books
-        header = posted.header
-        if header.to_agent is None and header.from_agent == runner.name:
-            return  # an agent never hears its own broadcast
-        if header.to_agent not in (None, runner.name):
-            books.count(posted, Outcome.UNDELIVERABLE, Reason.MISROUTED)
-            raise Refuse(f"addressed to {header.to_agent!r}, came in for {runner.name!r}")
-        if not runner.responds(header):
-            books.count(posted, Outcome.FILTERED, Reason.TYPE)
+        posted = self._read(delivery)
+        if not self._is_for(runner, posted):
             return
-        key = (header.id, runner.name)
+        if runner.gone is not None:
+            await asyncio.sleep(BREATH)  # the subscription is about to end
+            raise GiveBack
+        key = (posted.header.id, runner.name)
         inbound = self._open.get(key)
-        if inbound is not None:  # it came again while it is at work here
-            books.count(posted, Outcome.DUPLICATE, Reason.SAME_ID)
+        if inbound is None:
+            inbound = await self._take(key, posted, runner, delivery)
+        else:  # it came again while it is at work here
+            self._reef.books.count(posted, Outcome.DUPLICATE, Reason.SAME_ID)
             await inbound.ended()
-        else:
-            inbound = self._open[key] = Inbound()
-            try:
-                if await self._is_new(key, posted, delivery):
-                    posted.wire = inbound
-                    self._admit(posted, runner)
-                    await inbound.ended()
-                    self._remember(key)
-                else:
-                    books.count(posted, Outcome.DUPLICATE, Reason.SAME_ID)
-                    inbound.release()
-            except JournalError as error:
-                raise GiveBack from error
-            finally:
-                # a cancelled callback leaves it: it is at work still, and may come again
-                if inbound.outcome is not None or posted.wire is None:
-                    del self._open[key]
         if inbound.returned:
             raise GiveBack
         self._send_receipt(delivery, key)
+
+    async def _take(
+        self, key: Key, posted: Posted, runner: AgentRunner, delivery: Delivery
+    ) -> Inbound:
+        """See to it that it is handled once; return when that has ended."""
+        inbound = self._open[key] = Inbound()
+        try:
+            if await self._is_new(key, posted, delivery):
+                posted.wire = inbound
+                self._admit(posted, runner)
+                await inbound.ended()
+                if not inbound.returned:
+                    self._remember(key)
+            else:
+                self._reef.books.count(posted, Outcome.DUPLICATE, Reason.SAME_ID)
+                inbound.release()
+        except JournalError as error:
+            raise GiveBack from error
+        finally:
+            # a cancelled callback leaves it: it is at work still, and may come again
+            if inbound.outcome is not None or posted.wire is None:
+                del self._open[key]
+        return inbound
+
+    def _is_for(self, runner: AgentRunner, posted: Posted) -> bool:
+        """Whether an agent is to handle it; if not, that is counted, and the broker's copy done.
+
+        Raises:
+            Refuse: it is somebody else's.
+        """
+        header, books = posted.header, self._reef.books
+        if header.to_agent not in (None, runner.name):
+            books.count(posted, Outcome.UNDELIVERABLE, Reason.MISROUTED)
+            raise Refuse(f"addressed to {header.to_agent!r}, came in for {runner.name!r}")
+        if header.to_agent is None and header.from_agent == runner.name:
+            return False  # an agent never hears its own broadcast
+        if not runner.responds(header):
+            books.count(posted, Outcome.FILTERED, Reason.TYPE)
+            return False
+        return True
 
     def _read(self, delivery: Delivery) -> Posted:
         try:
@@ -361,3 +387,12 @@ class Bridge:
                 await self._announce()
             except PravalError as error:  # the transport is looking for a broker
                 log.warning("no announcement of presence: %s", error)
+
+
+def _needs_groups(transport: MessageTransport) -> None:
+    parameters = inspect.signature(transport.subscribe).parameters
+    if not {"group", "concurrency"} <= parameters.keys():
+        raise ConfigurationError(
+            f"{type(transport).__name__}.subscribe() has no group and concurrency, which a Reef "
+            "needs: its agents share their work by groups. See MessageTransport.subscribe."
+        )

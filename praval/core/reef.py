@@ -193,9 +193,9 @@ class Reef:
             await self.bridge.start()
 
     async def _open_transport(self) -> MessageTransport | None:
-        return await self._transport.connect() if isinstance(self._transport, Choice) else (
-            self._transport
-        )  # fmt: skip
+        if not isinstance(self._transport, Choice):
+            return self._transport
+        return await self._transport.connect(self.journal.replica_id if self.journal else None)
 
     def _cross(self, transport: MessageTransport) -> None:
         """Send all that is published over a transport, and hear what comes over it."""

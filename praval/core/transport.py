@@ -178,6 +178,8 @@ class MessageTransport(ABC):
     """
 
     protocol: ClassVar[str] = "custom"
+    takes_client_id: ClassVar[bool] = False
+    """Whether ``client_id`` is a key of its config: a Reef with a journal gives it a stable one."""
     capabilities: ClassVar[Capabilities] = Capabilities(
         tells_unroutable=False,
         durable_wildcards=False,

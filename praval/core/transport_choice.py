@@ -22,11 +22,17 @@ class Choice:
         self.protocol = protocol
         self._config = config
 
-    async def connect(self) -> MessageTransport:
-        """Make and initialise the transport; errors are those of ``initialize``."""
+    async def connect(self, replica: str | None) -> MessageTransport:
+        """Make and initialise the transport; errors are those of ``initialize``.
+
+        ``replica`` is what a Reef is called over its restarts: the broker is to know it again.
+        """
         transport = TransportFactory.create_transport(self.protocol)
+        config = self._config
+        if replica is not None and transport.takes_client_id:
+            config = {"client_id": f"praval-{replica}", **config}
         try:
-            await transport.initialize(self._config)
+            await transport.initialize(config)
         except BaseException:
             await transport.close()
             raise

@@ -85,6 +85,7 @@ class Link(ABC):
 class BrokerTransport(MessageTransport, Generic[C]):
     """A transport over links; a protocol adds its config, its ports and :meth:`connect`."""
 
+    takes_client_id = True
     config_type: ClassVar[type[BrokerConfig]]
     ports: ClassVar[tuple[int, int]]
     """The usual ports with and without TLS."""
