@@ -117,15 +117,16 @@ class Reef:
         if not isinstance(namespace, str) or not namespace:
             raise ConfigurationError(f"namespace must be a string, not {namespace!r}.")
         self.namespace = namespace
-        self._transport = choose(
+        self.transport_choice = choose(
             self.settings.transport if transport is None else transport,
             self.settings.transport_security,
         )
+        """What carries the spores to other hosts: how to connect it, or an open one."""
         self.bridge: Bridge | None = None
         self.interceptors = tuple(each for each in interceptors if each.enabled())
         self.clock: Callable[[], float] = time.time
         self.journal: Journal | None = None
-        self._journal_path = _journal_path(journal, namespace, self.settings)
+        self.journal_path = _journal_path(journal, namespace, self.settings)
         self._failure: BaseException | None = None
         self._stop = asyncio.Event()
         self._closed = asyncio.Event()
@@ -193,9 +194,10 @@ class Reef:
             await self.bridge.start()
 
     async def _open_transport(self) -> MessageTransport | None:
-        if not isinstance(self._transport, Choice):
-            return self._transport
-        return await self._transport.connect(self.journal.replica_id if self.journal else None)
+        if not isinstance(self.transport_choice, Choice):
+            return self.transport_choice
+        replica = None if self.journal is None else self.journal.replica_id
+        return await self.transport_choice.connect(replica)
 
     def _cross(self, transport: MessageTransport) -> None:
         """Send all that is published over a transport, and hear what comes over it."""
@@ -286,7 +288,7 @@ class Reef:
                 await self._leaving
             await bridge.close()
         finally:
-            if isinstance(self._transport, Choice):
+            if isinstance(self.transport_choice, Choice):
                 await bridge.transport.close()
 
     async def serve(self) -> None:
@@ -661,10 +663,14 @@ class Reef:
         return self._context.copy()
 
     def fail(self, error: BaseException) -> None:
-        """Give up: the journal died, or the machinery has a bug. Nothing is accepted any more."""
+        """Give up: the journal died, or the machinery has a bug. Nothing is accepted any more.
+
+        Whoever serves the Reef closes it.
+        """
         if self._failure is None and self._state == "running":
             log.critical("the Reef cannot go on: %r", error, exc_info=error)
             self._failure = error
+            self._stop.set()
             broken = ReefError(f"The Reef broke down: {error!r}.")
             self.books.fail_waiters(broken)
             self.requests.close(broken)
@@ -704,13 +710,13 @@ class Reef:
             raise ReefClosedError(f"The Reef {how.get(self._state, f'is {self._state}')}.")
 
     async def _open_journal(self) -> Journal | None:
-        if self._journal_path is None:
+        if self.journal_path is None:
             return None
         from praval.core.journal import Journal
 
         limits = self.settings.reef_config
         return await Journal.open(
-            self._journal_path,
+            self.journal_path,
             sync=limits.journal_sync,
             retention=2 * (limits.message_ttl or 43_200.0),
             clock=self.clock,

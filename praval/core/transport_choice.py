@@ -38,6 +38,12 @@ class Choice:
             raise
         return transport
 
+    def __eq__(self, other: object) -> bool:
+        """Whether the other one connects to the same broker in the same way."""
+        return isinstance(other, Choice) and vars(self) == vars(other)
+
+    __hash__ = None  # type: ignore[assignment]  # a config is a dict
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.protocol}>"  # a config may hold a password
 
