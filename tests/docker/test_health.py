@@ -70,7 +70,8 @@ class Qdrant(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(b"all shards are ready")
 
-    def log_message(self, *_: object) -> None: ...
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
 
 
 @pytest.fixture

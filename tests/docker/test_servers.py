@@ -39,7 +39,8 @@ from tests.servers import (
     start_all,
 )
 from tests.servers.plugin import SHARED, FreshServer
-from tests.servers.process import ROOT, receive
+from tests.servers.process import ROOT
+from tests.servers.wire import receive
 
 PATIENCE = 20.0
 
@@ -252,7 +253,7 @@ def find_redis(server: Server) -> list[str]:
     with redis_client(server) as client:
         found = client.lrange("kept", 0, -1)
     assert isinstance(found, list)
-    return found
+    return [str(word) for word in found]
 
 
 def leave_sql(server: Server, words: list[str]) -> None:

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from tests.servers.activemq import ActiveMQ
 from tests.servers.front import TlsFront
+from tests.servers.machine import ServerError, free_port
 from tests.servers.mosquitto import Mosquitto
 from tests.servers.pki import PKI, shared_pki
 from tests.servers.postgresql import PostgreSQL
-from tests.servers.process import Server, ServerError, free_port, start_all
+from tests.servers.process import Server, start_all
 from tests.servers.rabbitmq import RabbitMQ
 from tests.servers.redis import Redis
 

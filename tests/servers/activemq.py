@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from praval.certs import Issued
+from tests.servers.machine import find, free_port, require
 from tests.servers.pki import PKI
-from tests.servers.process import Server, find, free_port, require, stomp_login
+from tests.servers.process import Server
+from tests.servers.wire import stomp_login
 
 JARS = """
     activemq-broker activemq-client activemq-console activemq-openwire-legacy activemq-stomp

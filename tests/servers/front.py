@@ -10,7 +10,8 @@ from collections.abc import Coroutine
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from tests.servers.process import Server, free_port
+from tests.servers.machine import free_port
+from tests.servers.process import Server
 
 T = TypeVar("T")
 

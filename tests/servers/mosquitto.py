@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from praval.certs import Issued
+from tests.servers.machine import find, free_port
 from tests.servers.pki import PKI
-from tests.servers.process import Server, find, free_port, receive
+from tests.servers.process import Server
+from tests.servers.wire import receive
 
 
 class Mosquitto(Server):

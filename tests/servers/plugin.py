@@ -101,7 +101,7 @@ class FreshServer(Protocol):
 
 
 @pytest.fixture
-def fresh_server() -> Iterator[FreshServer]:
+def fresh_server(pki: PKI) -> Iterator[FreshServer]:  # made before the test's loop runs
     """Return a function that starts a server of its own: `fresh_server(RabbitMQ, durable=True)`.
 
     It is killed and its data deleted after the test.
@@ -109,7 +109,7 @@ def fresh_server() -> Iterator[FreshServer]:
     servers: list[Server] = []
 
     def start(kind: type[S], *, durable: bool = False) -> S:
-        server = kind(durable=durable)
+        server = kind(durable=durable, pki=pki)
         servers.append(server)
         server.start()
         return server

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from praval.certs import Issued
-from tests.servers.process import Server, ServerError, find, identity
+from tests.servers.machine import ServerError, find, identity
+from tests.servers.process import Server
 
 
 class PostgreSQL(Server):

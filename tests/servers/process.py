@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import secrets
 import shutil
 import signal
@@ -12,20 +11,28 @@ import socket
 import ssl
 import subprocess
 import tempfile
-import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
-from typing import ClassVar
+from typing import ClassVar, Self
 from urllib.parse import quote
 
 import psutil
 
 from praval.certs import Issued
+from tests.servers.machine import (
+    UNPRIVILEGED,
+    ServerError,
+    alive,
+    bound_to_parent,
+    check_reachable,
+    free_port,
+    identity,
+)
 from tests.servers.pki import PKI, STORE_PASSWORD, shared_pki
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,8 +47,17 @@ _starter = ThreadPoolExecutor(1, thread_name_prefix="server-starter")
 it ends (pdeathsig), so this one lives as long as the process."""
 
 
-class ServerError(Exception):
-    """A server could not be started."""
+def _load_configuration() -> ModuleType:
+    spec = spec_from_file_location("praval_docker_configure", ROOT / "docker" / "configure.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+configuration = _load_configuration()
+"""docker/configure.py: the tests' servers get the configuration that the containers get."""
 
 
 class Server(ABC):
@@ -123,6 +139,7 @@ class Server(ABC):
         """Start it and return when it answers; raise `ServerError` with its log otherwise."""
         if self.running:
             raise ServerError(f"{self.kind} is running already.")
+        self.kill()  # if it has died by itself, there may be children
         if not self._prepared:
             self._make_folders()
             self.prepare()
@@ -168,8 +185,12 @@ class Server(ABC):
         else:
             self.stop()
 
-    def __enter__(self) -> Server:
-        self.start()
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -223,29 +244,26 @@ class Server(ABC):
         if os.geteuid() == 0:
             for path in (self.folder, *self.folder.rglob("*")):
                 shutil.chown(path, UNPRIVILEGED, -1)
-            _check_reachable(self.folder)
+            check_reachable(self.folder)
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         with self.log_file.open("ab") as log:
-            try:
-                return subprocess.Popen(
-                    [*_prefix(), *self.command()],
-                    cwd=self.folder,
-                    env={
-                        "PATH": os.environ.get("PATH", os.defpath),
-                        "HOME": str(self.folder),
-                        "TMPDIR": str(self.folder / "tmp"),
-                        "LANG": "C.UTF-8",
-                        **self.environment(),
-                    },
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                    **identity(),
-                )
-            except FileNotFoundError as error:
-                raise ServerError(_missing(self.kind, error.filename)) from None
+            return subprocess.Popen(
+                [*bound_to_parent(), *self.command()],
+                cwd=self.folder,
+                env={
+                    "PATH": os.environ.get("PATH", os.defpath),
+                    "HOME": str(self.folder),
+                    "TMPDIR": str(self.folder / "tmp"),
+                    "LANG": "C.UTF-8",
+                    **self.environment(),
+                },
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                **identity(),
+            )
 
     def _wait_until_ready(self, deadline: float) -> None:
         while True:
@@ -287,16 +305,8 @@ class Server(ABC):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         deadline = time.monotonic() + STOP_TIMEOUT
-        while any(map(_alive, left)) and time.monotonic() < deadline:
+        while any(map(alive, left)) and time.monotonic() < deadline:
             time.sleep(PROBE_EVERY)
-
-
-def _alive(process: psutil.Process) -> bool:
-    """Tell whether it can still hold a port or a file; a zombie waits for init and holds none."""
-    try:
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
 
 
 def start_all(servers: Iterable[Server]) -> None:
@@ -309,111 +319,3 @@ def start_all(servers: Iterable[Server]) -> None:
         for server in servers:
             server.kill()
         raise errors[0]
-
-
-# -- ports -----------------------------------------------------------------------------------
-
-_taken: set[int] = set()
-_taken_lock = threading.Lock()
-
-
-def free_port() -> int:
-    """Return a loopback port that is free and was not given out before by this process.
-
-    Below the ephemeral range: a port from it may become the source port of somebody's
-    connection while its server is down.
-    """
-    with _taken_lock:
-        while True:
-            port = random.randint(15_000, 32_000)
-            if port in _taken:
-                continue
-            with socket.socket() as probe:
-                try:
-                    probe.bind(("127.0.0.1", port))
-                except OSError:
-                    continue
-            _taken.add(port)
-            return port
-
-
-# -- who runs it -----------------------------------------------------------------------------
-
-UNPRIVILEGED = "nobody"
-"""The user of the servers when the tests run as root: several of them refuse root."""
-
-
-def identity() -> dict[str, object]:
-    return {"user": UNPRIVILEGED, "extra_groups": []} if os.geteuid() == 0 else {}
-
-
-def _prefix() -> list[str]:
-    """Return what makes the kernel kill the server when this process dies (Linux)."""
-    setpriv = shutil.which("setpriv")
-    return [setpriv, "--pdeathsig", "KILL"] if setpriv else []
-
-
-def _check_reachable(folder: Path) -> None:
-    for parent in folder.resolve().parents:
-        if not parent.stat().st_mode & 0o001:
-            raise ServerError(
-                f"The user {UNPRIVILEGED!r} cannot enter {parent}, in which {folder} is. Servers "
-                "do not run as root: leave the folder out, or name one that others may enter."
-            )
-
-
-def _missing(kind: str, what: str) -> str:
-    return (
-        f"{kind} cannot be started: {what} is missing. Run `sh scripts/install-servers.sh` as "
-        "root: it installs (Debian, Ubuntu) rabbitmq-server, mosquitto, activemq, redis-server "
-        "and postgresql."
-    )
-
-
-def require(kind: str, path: str | os.PathLike[str]) -> str:
-    """Return the path as text if there is such a file; raise `ServerError` otherwise."""
-    if not Path(path).exists():
-        raise ServerError(_missing(kind, os.fspath(path)))
-    return os.fspath(path)
-
-
-def find(kind: str, program: str, *folders: str) -> str:
-    """Return the path of a program in the folders, or on PATH."""
-    path = os.pathsep.join((*folders, os.environ.get("PATH", os.defpath)))
-    found = shutil.which(program, path=path)
-    if found is None:
-        raise ServerError(_missing(kind, f"the program {program}"))
-    return found
-
-
-def _load_configuration() -> ModuleType:
-    spec = spec_from_file_location("praval_docker_configure", ROOT / "docker" / "configure.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-configuration = _load_configuration()
-"""docker/configure.py: the tests' servers get the configuration that the containers get."""
-
-
-def receive(connection: ssl.SSLSocket, enough: Callable[[bytes], bool]) -> bytes:
-    """Read until `enough(what came)`; raise `ConnectionError` if the peer closes before."""
-    data = b""
-    while not enough(data):
-        more = connection.recv(4096)
-        if not more:
-            raise ConnectionError(f"the server closed the connection after {data!r}")
-        data += more
-    return data
-
-
-def stomp_login(connection: ssl.SSLSocket, user: str, password: str) -> None:
-    """Log in by STOMP; raise `ConnectionError` if that is refused."""
-    frame = f"CONNECT\naccept-version:1.2\nhost:/\nlogin:{user}\npasscode:{password}\n\n\0"
-    connection.sendall(frame.encode())
-    answer = receive(connection, lambda data: b"\0" in data)
-    if not answer.startswith(b"CONNECTED"):
-        raise ConnectionError(f"refused the login: {answer!r}")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Mapping
 from pathlib import Path
 
 from praval.certs import Issued
+from tests.servers.machine import find, free_port
 from tests.servers.pki import PKI
-from tests.servers.process import Server, configuration, find, free_port, receive, stomp_login
+from tests.servers.process import Server, configuration
+from tests.servers.wire import amqp_login, stomp_login
 
 
 class RabbitMQ(Server):
@@ -121,33 +122,3 @@ class RabbitMQ(Server):
         if port is None:
             with self.connect(self.stomp_port, client=client) as connection:
                 stomp_login(connection, name, word)
-
-
-def amqp_login(connection: ssl.SSLSocket, mechanism: str, response: str) -> None:
-    """Answer Connection.Start with Start-Ok; raise `ConnectionError` unless Tune comes."""
-    connection.sendall(b"AMQP\0\0\x09\x01")
-    _method(connection, 10)
-    # without this capability a refused login is answered by silence
-    able = _short("authentication_failure_close") + b"t\x01"
-    properties = _short("capabilities") + b"F" + _long(able)
-    payload = b"\0\x0a\0\x0b" + _long(properties) + _short(mechanism)
-    payload += _long(response.encode()) + _short("en_US")
-    connection.sendall(b"\x01\0\0" + _long(payload) + b"\xce")
-    _method(connection, 30)
-
-
-def _method(connection: ssl.SSLSocket, expected: int) -> None:
-    """Read one frame; raise unless it is that method of the class Connection."""
-    head = receive(connection, lambda data: len(data) >= 7)
-    size = int.from_bytes(head[3:7], "big") + 8
-    frame = head + receive(connection, lambda data: len(head) + len(data) >= size)
-    if frame[7:11] != bytes([0, 10, 0, expected]):
-        raise ConnectionRefusedError(f"refused the login: {frame[11:]!r}")
-
-
-def _short(text: str) -> bytes:
-    return bytes([len(text)]) + text.encode()
-
-
-def _long(data: bytes) -> bytes:
-    return len(data).to_bytes(4, "big") + data
