@@ -350,12 +350,18 @@ def read_url(url: str) -> tuple[str, dict[str, Any]]:
     """Split a transport's URL into protocol and config; query parameters are config keys.
 
     Raises:
-        ConfigurationError: its scheme is unknown, or it is a plaintext one without
-            ``allow_plaintext=true``. The message does not show a password.
+        ConfigurationError: it is no URL, or its scheme is unknown. The message does not show a
+            password.
     """
     from urllib.parse import parse_qsl, urlsplit
 
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # what it says may quote the password
+        raise ConfigurationError(
+            "The transport's URL cannot be read: its host is malformed, or a special character of "
+            "its user or password is not percent-encoded."
+        ) from None
     if parts.scheme not in SCHEMES:
         raise ConfigurationError(
             f"A transport's URL begins with one of {', '.join(f'{s}://' for s in SCHEMES)}, not "
