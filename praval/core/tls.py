@@ -117,6 +117,14 @@ def _unusable(key: str, path: str, error: OSError) -> ConfigurationError:
 
 
 REASONS = {
+    # alerts come first: in OpenSSL's words they are much like the findings of our own checks
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "it demands a client certificate",
+    "ALERT_CERTIFICATE_REVOKED": "it says that our client certificate was revoked",
+    "ALERT_CERTIFICATE_EXPIRED": "it says that our client certificate has expired",
+    "ALERT_UNKNOWN_CA": "it does not trust the authority of our client certificate",
+    "ALERT_BAD_CERTIFICATE": "it refuses our client certificate",
+    "ALERT_CERTIFICATE_UNKNOWN": "it refuses our client certificate",
+    "ALERT_HANDSHAKE_FAILURE": "it refuses the handshake; perhaps it demands a client certificate",
     "certificate has expired": "its certificate has expired",
     "certificate is not yet valid": "its certificate is not valid yet",
     "certificate revoked": "its certificate was revoked",
@@ -130,13 +138,6 @@ REASONS = {
     "WRONG_VERSION_NUMBER": "it does not speak TLS on this port",
     "UNSUPPORTED_PROTOCOL": "it speaks only versions of TLS that are refused here",
     "TLSV1_ALERT_PROTOCOL_VERSION": "it refuses the versions of TLS that are spoken here",
-    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "it demands a client certificate",
-    "ALERT_CERTIFICATE_REVOKED": "it says that our client certificate was revoked",
-    "ALERT_CERTIFICATE_EXPIRED": "it says that our client certificate has expired",
-    "ALERT_UNKNOWN_CA": "it does not trust the authority of our client certificate",
-    "ALERT_BAD_CERTIFICATE": "it refuses our client certificate",
-    "ALERT_CERTIFICATE_UNKNOWN": "it refuses our client certificate",
-    "ALERT_HANDSHAKE_FAILURE": "it refuses the handshake; perhaps it demands a client certificate",
 }
 """What OpenSSL says -> what it means; the first that is found in the error is told."""
 
