@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import ssl
 from collections.abc import Iterator
 
 import pytest
+import redis
 
 from tests.servers import Redis, TlsFront, shared_pki
 
@@ -48,6 +50,14 @@ def test_a_front_passes_bytes_both_ways(front: TlsFront) -> None:
     front.server.login(front.port)
     assert front.accepted == 1
     assert f":{front.port}/" in front.url
+
+
+def test_a_front_passes_large_messages(front: TlsFront) -> None:
+    """Ten megabytes come back as they went."""
+    message = random.Random(1).randbytes(10 * 1024 * 1024)
+    with redis.Redis.from_url(front.url, ssl_ca_certs=str(front.server.pki.ca)) as client:
+        client.set("large", message)
+        assert client.getdel("large") == message
 
 
 @pytest.mark.parametrize(

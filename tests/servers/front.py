@@ -94,9 +94,7 @@ class TlsFront:
 
     async def _listen(self) -> None:
         if self._listener is None:
-            self._listener = await asyncio.start_server(
-                self._serve, "127.0.0.1", self.port, ssl=self._context
-            )
+            self._listener = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
 
     async def _refuse(self) -> None:
         if self._listener is not None:
@@ -113,6 +111,8 @@ class TlsFront:
         for task in self._connections:
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
+        for _ in range(3):  # the loop closes the sockets of what was aborted in its next turns
+            await asyncio.sleep(0)
 
     async def _set_flowing(self, flowing: bool) -> None:
         if flowing:
@@ -125,18 +125,20 @@ class TlsFront:
         assert task is not None
         self._connections.add(task)
         self._writers.add(writer)
-        self.accepted += 1
         above: asyncio.StreamWriter | None = None
         try:
-            answers, above = await asyncio.open_connection(
-                self.server.host, self._upstream, ssl=self._upstream_context
-            )
+            # TLS begins here and not in the call before: what is cut amid a handshake is known
+            if self._context is not None:
+                await writer.start_tls(self._context)
+            self.accepted += 1
+            answers, above = await asyncio.open_connection("127.0.0.1", self._upstream)
             self._writers.add(above)
+            await above.start_tls(self._upstream_context, server_hostname=self.server.host)
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._pass(reader, above))
                 group.create_task(self._pass(answers, writer))
         except* (OSError, asyncio.CancelledError):
-            pass  # the server is down, or this front closes: both ends are cut below
+            pass  # one end has gone, or this front closes: both are cut below
         finally:
             for end in (writer, above):
                 if end is not None:
