@@ -146,6 +146,12 @@ def explain(error: BaseException, broker: str) -> TransportTLSError | None:
     """Return what a failed connection means, if TLS is the reason; looks at its causes too."""
     seen: BaseException | None = error
     while seen is not None:
+        if isinstance(seen, ConnectionResetError) and not seen.args:  # only asyncio's TLS says so
+            return TransportTLSError(
+                f"No TLS connection to {broker}: it hung up during the handshake. Perhaps it does "
+                "not speak TLS on this port, refuses the versions of it that are spoken here, or "
+                "demands a client certificate. Nothing was sent to it."
+            )
         if isinstance(seen, ssl.SSLError):
             said = f"{getattr(seen, 'verify_message', '')} {seen.reason or ''} {seen}"
             why = next((text for key, text in REASONS.items() if key in said), None)
