@@ -145,7 +145,9 @@ REASONS = {
 def explain(error: BaseException, broker: str) -> TransportTLSError | None:
     """Return what a failed connection means, if TLS is the reason; looks at its causes too."""
     seen: BaseException | None = error
-    while seen is not None:
+    known = set()  # libraries raise errors whose causes go round in a circle
+    while seen is not None and id(seen) not in known:
+        known.add(id(seen))
         if isinstance(seen, ConnectionResetError) and not seen.args:  # only asyncio's TLS says so
             return TransportTLSError(
                 f"No TLS connection to {broker}: it hung up during the handshake. Perhaps it does "
