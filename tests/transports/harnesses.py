@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import itertools
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar, Self
 
+from praval.core.transport import MessageTransport, TransportFactory
 from praval.errors import TransportConnectionError
-from praval.testing.transports import Broker, Network, TransportHarness
+from praval.testing.transports import Broker, Mutual, Network, TransportHarness
 from praval_transports.base import Link
 from praval_transports.config import Address
 from praval_transports.dispatch import Listening
-from praval_transports.local import LocalConfig, LocalLink, LocalTransport, _buses
+from praval_transports.local import LocalLink, LocalTransport, _buses
 from praval_transports.message import Outgoing
+from tests.servers import ActiveMQ, Mosquitto, RabbitMQ, Redis, Server
 
 # -- local: a bus without a network, so the network is played --------------------------------
 
@@ -128,7 +130,7 @@ class LocalBroker(Broker):
 
 class LocalHarness(TransportHarness):
     name = "local"
-    transport: ClassVar[type[LocalTransport]] = NetworkedLocal
+    transport = NetworkedLocal
     has_network = False
 
     def config(self) -> dict[str, Any]:
@@ -143,4 +145,115 @@ class LocalHarness(TransportHarness):
             yield LocalBroker(network)
 
 
-assert LocalConfig  # the config's host names the bus
+# -- brokers -----------------------------------------------------------------------------------
+
+
+class RealBroker(Broker):
+    """A server of the tests, durably configured."""
+
+    def __init__(self, harness: ServerHarness) -> None:
+        self._harness = harness
+
+    def config(self) -> dict[str, Any]:
+        return self._harness.config()
+
+    async def kill(self) -> None:
+        await asyncio.to_thread(self._harness.server.kill)
+
+    async def start(self) -> None:
+        await asyncio.to_thread(self._harness.server.start)
+
+
+class ServerHarness(TransportHarness):
+    """Reaches a server of `tests.servers`.
+
+    Args:
+        server: a running one, which others use too.
+        mortal: returns a running, durable one that may be killed. Blocks.
+    """
+
+    protocol: ClassVar[str]
+    real_broker: ClassVar[type[RealBroker]] = RealBroker
+    checks_revocation: ClassVar[bool] = True
+
+    def __init__(self, server: Server, mortal: Callable[[], Server] | None = None) -> None:
+        self.server = server
+        self._mortal = mortal
+        self._transport = TransportFactory.transport_class(self.protocol)
+
+    @property
+    def transport(self) -> type[MessageTransport]:
+        return self._transport
+
+    def config(self) -> dict[str, Any]:
+        return {"url": self.server.url, "ca_cert": str(self.server.pki.ca)}
+
+    @asynccontextmanager
+    async def broker(self) -> AsyncIterator[Broker]:
+        assert self._mortal is not None
+        mortal = await asyncio.to_thread(self._mortal)
+        yield self.real_broker(type(self)(mortal))
+
+    def mutual_port(self) -> int:
+        """Return the port that demands client certificates. Blocks."""
+        port = self.server.mutual_port
+        assert isinstance(port, int)
+        return port
+
+    @asynccontextmanager
+    async def mutual(self) -> AsyncIterator[Mutual]:
+        pki = self.server.pki
+        shown = (pki.client, pki.foreign_client, pki.expired_client, pki.revoked_client)
+        good, foreign, expired, revoked = (
+            {"client_cert": str(each.cert), "client_key": str(each.key)} for each in shown
+        )
+        there = {"host": "localhost", "port": await asyncio.to_thread(self.mutual_port)}
+        yield Mutual(there, good, foreign, expired, revoked, self.checks_revocation)
+
+
+class AMQPHarness(ServerHarness):
+    name = "amqp"
+    protocol = "amqp"
+
+
+class MQTTHarness(ServerHarness):
+    name = "mqtt"
+    protocol = "mqtt"
+
+
+class ActiveMQHarness(ServerHarness):
+    name = "stomp (ActiveMQ)"
+    protocol = "stomp"
+
+
+class RabbitMQStompHarness(ServerHarness):
+    name = "stomp (RabbitMQ)"
+    protocol = "stomp"
+
+    def config(self) -> dict[str, Any]:
+        server = self.server
+        assert isinstance(server, RabbitMQ)
+        return {"url": server.stomp_url, "ca_cert": str(server.pki.ca), "server": "rabbitmq"}
+
+    def mutual_port(self) -> int:
+        assert isinstance(self.server, RabbitMQ)
+        return self.server.mutual_node().stomp_port
+
+
+class RedisHarness(ServerHarness):
+    name = "redis"
+    checks_revocation = False
+    protocol = "redis"
+
+    def config(self) -> dict[str, Any]:
+        return {**super().config(), "claim_idle": 1.0}
+
+
+HARNESSES: dict[str, tuple[type[ServerHarness], str, type[Server]]] = {
+    "amqp": (AMQPHarness, "rabbitmq", RabbitMQ),
+    "mqtt": (MQTTHarness, "mosquitto", Mosquitto),
+    "activemq": (ActiveMQHarness, "activemq", ActiveMQ),
+    "rabbitmq-stomp": (RabbitMQStompHarness, "rabbitmq", RabbitMQ),
+    "redis": (RedisHarness, "redis_server", Redis),
+}
+"""Name in the tests -> harness, the fixture with its shared server, and the kind of server."""

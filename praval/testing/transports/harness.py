@@ -72,11 +72,15 @@ class TransportHarness(ABC):
 
     name: ClassVar[str]
     """The column of the matrix."""
-    transport: ClassVar[type[MessageTransport]]
     has_network: ClassVar[bool] = True
     """Whether there are connections, TLS and logins to check."""
     patience: ClassVar[float] = 10.0
     """Seconds that what has to happen may take on a busy machine."""
+
+    @property
+    @abstractmethod
+    def transport(self) -> type[MessageTransport]:
+        """The class under test."""
 
     @abstractmethod
     def config(self) -> dict[str, Any]:
@@ -105,13 +109,15 @@ class TransportHarness(ABC):
 
     @property
     def plaintext_url(self) -> str:
-        """A URL of this protocol without TLS; nobody connects to it."""
+        """The config's URL without TLS; by default with the protocol's other scheme."""
         scheme = next(
             scheme
             for scheme, (protocol, encrypted) in SCHEMES.items()
             if protocol == self.transport.protocol and not encrypted
         )
-        return f"{scheme}://{self.address[0]}:{self.address[1]}/"
+        url = urlsplit(self.config().get("url", ""))
+        plain: str = url._replace(scheme=scheme, netloc=url.netloc or "localhost").geturl()
+        return plain
 
     def network(self) -> AbstractAsyncContextManager[Network]:
         """Return a way to the broker that can be cut."""
