@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import http.server
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
-from tests.servers import PKI, Redis, Server, free_port
+from tests.servers import PKI, RabbitMQ, Redis, Server, free_port
 from tests.servers.plugin import SHARED, FreshServer
-from tests.servers.process import configuration
+from tests.servers.process import ROOT, configuration
 
 
 def health(folder: Path) -> int:
@@ -59,6 +61,31 @@ def test_a_server_that_is_down_is_not_healthy(fresh_server: FreshServer) -> None
     assert health(server.etc_dir) != 0
     server.start()
     assert health(server.etc_dir) == 0
+
+
+def test_the_apps_health_check_asks_its_broker(rabbitmq: RabbitMQ, tmp_path: Path) -> None:
+    """By the environment and the files that its container has."""
+    certificates = {
+        "ca.pem": rabbitmq.pki.ca,
+        "crl.pem": rabbitmq.pki.crl,
+        "client.pem": rabbitmq.pki.client.cert,
+        "client-key.pem": rabbitmq.pki.client.key,
+    }
+    configuration.install(certificates, tmp_path)
+    stack = YAML(typ="safe").load(ROOT / "docker" / "docker-compose.yml")
+    _, program, *arguments = stack["services"]["app"]["healthcheck"]["test"]
+    environment = configuration.app(dict.fromkeys(configuration.SERVERS, rabbitmq.password))
+    assert set(environment) >= {"PRAVAL_TRANSPORT", "PRAVAL_TLS_CERT_DIR"}
+    for url, code in ((rabbitmq.url, 0), (rabbitmq.url_for(free_port()), 1)):
+        done = subprocess.run(
+            [Path(sys.executable).parent / program, *arguments],
+            env={"PRAVAL_TRANSPORT": url, "PRAVAL_TLS_CERT_DIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=30,
+        )
+        assert done.returncode == code, done.stdout + done.stderr
 
 
 class Qdrant(http.server.BaseHTTPRequestHandler):
