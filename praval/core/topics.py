@@ -23,9 +23,13 @@ ONE, REST = "*", "#"
 LONGEST = 255
 """Most bytes of an encoded topic; AMQP's routing keys carry no more."""
 
-# What AMQP, MQTT, ActiveMQ and RabbitMQ's STOMP read as something else than text, and controls.
-_SPECIAL = re.compile(r"[./+#*>$%:\s\x00-\x1f\x7f]")
-_NOT_ENCODED = re.compile(r"[./+#*>$:\s\x00-\x1f\x7f]|%(?![0-9A-Fa-f]{2})")
+# What AMQP, MQTT, ActiveMQ and RabbitMQ's STOMP read as something else than text, controls, and
+# what Unicode says is no character: Mosquitto hangs up for the last two.
+_NO_TEXT = r"\s\x00-\x1f\x7f-\x9f\ufdd0-\ufdef\ufffe\uffff" + "".join(
+    f"\\U{plane:04X}FFFE\\U{plane:04X}FFFF" for plane in range(1, 17)
+)
+_SPECIAL = re.compile(rf"[./+#*>$%:{_NO_TEXT}]")
+_NOT_ENCODED = re.compile(rf"[./+#*>$:{_NO_TEXT}]|%(?![0-9A-Fa-f]{{2}})")
 
 
 def encode_segment(text: str) -> str:
