@@ -96,6 +96,7 @@ class Bridge:
         self._topics: dict[tuple[str | None, str], str] = {}
         self._announcer: asyncio.Task[None] | None = None
         self._started = False
+        """Whether agents get what comes in for them: from start() to stop_intake()."""
 
     # -- life ----------------------------------------------------------------------------
 
@@ -116,7 +117,7 @@ class Bridge:
     async def attach(self, runner: AgentRunner) -> None:
         """Let an agent hear its channels, or others than before."""
         if not self._started:
-            return  # start() will
+            return  # start() will, or it is too late
         topics = [join(self._reef.namespace, name) for name in dict.fromkeys(runner.channels)]
         known = self._agents.get(runner.name)
         if known is not None and known[0] == topics:
@@ -149,6 +150,7 @@ class Bridge:
 
     async def stop_intake(self) -> None:
         """Take in nothing more for any agent; returns when what is inside has ended."""
+        self._started = False
         if self._announcer is not None:
             self._announcer.cancel()
             await asyncio.wait([self._announcer])
@@ -370,7 +372,7 @@ class Bridge:
         if said.replica == self.replica:
             return
         self.presence.hear(said)
-        if said.asks:
+        if said.asks and self._started:
             await self._announce()
 
     async def _announce(self, *, asks: bool = False, leaves: bool = False) -> None:

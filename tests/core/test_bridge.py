@@ -324,6 +324,27 @@ async def test_every_host_knows_the_agents_of_all_hosts(url: str) -> None:
         await until(lambda: names(here) == ["early"], "who left is gone")
 
 
+async def test_a_host_that_is_draining_answers_no_questions(url: str) -> None:
+    """It has said good-bye: whoever asks who is there must not count on it."""
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    @agent("busy")
+    async def busy(spore: Spore) -> None:
+        begun.set()
+        await go_on.wait()
+
+    async with Reef(transport=url) as here, Reef(busy, transport=url) as there:
+        await here.broadcast({"n": 1})
+        await begun.wait()
+        closing = asyncio.create_task(there.aclose())
+        await until(lambda: not here.agents(), "it said good-bye")
+        async with Reef(listener("late", []), transport=url) as late:  # asks who is there
+            await until(lambda: [each.name for each in here.agents()] == ["late"], "late is here")
+            assert [each.name for each in late.agents()] == ["late"]
+        go_on.set()
+        await closing
+
+
 async def test_a_host_that_is_silent_for_three_intervals_is_gone(url: str) -> None:
     """A killed process says no goodbye."""
     settings = quick(presence_interval=0.05)
