@@ -162,6 +162,8 @@ class BrokerTransport(MessageTransport, Generic[C]):
 
     async def _close(self) -> None:
         link, patience = self._link, self.config.close_timeout
+        for listening in self._listenings:
+            listening.stop()
         if link is not None:
             with contextlib.suppress(TransportError, OSError):  # TimeoutError is one
                 async with asyncio.timeout(patience):
@@ -440,6 +442,7 @@ class BrokerTransport(MessageTransport, Generic[C]):
             raise ConfigurationError(f"There is no subscription {target!r} in this transport.")
         for listening in found:
             self._listenings.remove(listening)
+            listening.stop()
             limit = self.config.close_timeout if patience is None else patience
             caller = asyncio.current_task()
             await asyncio.shield(self._start(self._end(listening, drop_group, limit, caller)))

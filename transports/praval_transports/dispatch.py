@@ -10,7 +10,7 @@ import asyncio
 import heapq
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -90,7 +90,8 @@ class Listening(Subscription):
         """By priority, then arrival."""
         self._arrivals = count()
         self._workers: set[asyncio.Task[None]] = set()
-        self._finishing = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._left = False
         self._losses = 0
         """Links lost so far: what came over an earlier one is on its way again."""
 
@@ -103,8 +104,10 @@ class Listening(Subscription):
         """Take a message from the link. Never blocks: the broker's prefetch is the bound."""
         self._owner.counts.received += 1
         heapq.heappush(self._waiting, (-priority_of(incoming), next(self._arrivals), incoming))
-        if len(self._workers) < self.concurrency:
-            self._workers.add(asyncio.get_running_loop().create_task(self._work()))
+        if self._left:  # it was on its way meanwhile
+            self._start(self._return())
+        elif len(self._workers) < self.concurrency and not self._stopping.is_set():
+            self._start(self._work())
 
     def forget(self) -> None:
         """The link is lost: what waits will be delivered again."""
@@ -112,15 +115,19 @@ class Listening(Subscription):
         self._owner.counts.given_back += len(self._waiting)
         self._waiting.clear()
 
+    def stop(self) -> None:
+        """Start no call any more, and wait for no retry; call it before the link leaves."""
+        self._stopping.set()
+
     async def finish(self, seconds: float, caller: asyncio.Task[Any] | None = None) -> None:
         """Give back what waits, let running callbacks end within ``seconds``, cancel the rest.
 
-        The ``caller`` may be one of those callbacks: nobody waits for that one.
+        Call it when the link has left, or what is given back comes in again. The ``caller`` may
+        be one of those callbacks: nobody waits for that one.
         """
-        self._finishing.set()
-        waiting, self._waiting = self._waiting, []
-        for _, _, incoming in waiting:
-            await self._give_back(incoming)
+        self.stop()
+        self._left = True
+        await self._return()
         if workers := self._workers - {caller}:
             _, late = await asyncio.wait(workers, timeout=seconds)
             for worker in late:
@@ -128,19 +135,24 @@ class Listening(Subscription):
             if late and (await asyncio.wait(late, timeout=CANCEL_GRACE))[1]:
                 log.error("a callback of %r did not end after it was cancelled", self)
 
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        async def run() -> None:
+            try:
+                await work
+            finally:
+                # here, and not in a callback: receive() must not count on a worker that has ended
+                self._workers.discard(worker)
+
+        worker = asyncio.get_running_loop().create_task(run())
+        self._workers.add(worker)
+
     async def _work(self) -> None:
-        try:
-            while self._waiting:
-                incoming = heapq.heappop(self._waiting)[2]
-                if self._finishing.is_set():  # it came in too late
-                    await self._give_back(incoming)
-                else:
-                    await self._handle(incoming)
-        finally:
-            # at once, and not by a callback: receive() must not count on a worker that has ended
-            worker = asyncio.current_task()
-            assert worker is not None
-            self._workers.discard(worker)
+        while self._waiting and not self._stopping.is_set():
+            await self._handle(heapq.heappop(self._waiting)[2])
+
+    async def _return(self) -> None:
+        while self._waiting:
+            await self._give_back(heapq.heappop(self._waiting)[2])
 
     async def _handle(self, incoming: Incoming) -> None:
         """See one message to its end."""
@@ -198,7 +210,7 @@ class Listening(Subscription):
     async def _ends_within(self, seconds: float) -> bool:
         try:
             async with asyncio.timeout(seconds):
-                return await self._finishing.wait()
+                return await self._stopping.wait()
         except TimeoutError:
             return False
 
