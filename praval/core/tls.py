@@ -116,6 +116,12 @@ def _unusable(key: str, path: str, error: OSError) -> ConfigurationError:
     )
 
 
+HUNG_UP = (
+    "it hung up. Perhaps it does not speak TLS on this port, refuses the versions of it that are "
+    "spoken here, demands a client certificate, or refuses ours"
+)
+"""What an end without an alert may mean; a reset can overtake the alert."""
+
 REASONS = {
     # alerts come first: in OpenSSL's words they are much like the findings of our own checks
     "TLSV13_ALERT_CERTIFICATE_REQUIRED": "it demands a client certificate",
@@ -136,6 +142,7 @@ REASONS = {
     "unable to get local issuer certificate": "its certificate is of an authority that is not "
     "trusted",
     "WRONG_VERSION_NUMBER": "it does not speak TLS on this port",
+    "EOF occurred in violation of protocol": HUNG_UP,
     "UNSUPPORTED_PROTOCOL": "it speaks only versions of TLS that are refused here",
     "TLSV1_ALERT_PROTOCOL_VERSION": "it refuses the versions of TLS that are spoken here",
 }
@@ -150,9 +157,7 @@ def explain(error: BaseException, broker: str) -> TransportTLSError | None:
         known.add(id(seen))
         if isinstance(seen, ConnectionResetError) and not seen.args:  # only asyncio's TLS says so
             return TransportTLSError(
-                f"No TLS connection to {broker}: it hung up during the handshake. Perhaps it does "
-                "not speak TLS on this port, refuses the versions of it that are spoken here, or "
-                "demands a client certificate. Nothing was sent to it."
+                f"No TLS connection to {broker}: {HUNG_UP}. Nothing was sent to it."
             )
         if isinstance(seen, ssl.SSLError):
             said = f"{getattr(seen, 'verify_message', '')} {seen.reason or ''} {seen}"

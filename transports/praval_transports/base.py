@@ -17,7 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
-from praval.core.tls import client_context, explain
+from praval.core.tls import HUNG_UP, client_context, explain
 from praval.core.topics import parse_topic
 from praval.core.transport import (
     Callback,
@@ -260,9 +260,10 @@ class BrokerTransport(MessageTransport, Generic[C]):
         except OSError as error:
             if (tls := explain(error, str(address))) is not None:
                 raise tls from error
-            raise TransportConnectionError(
-                f"No connection to {address}: {error.strerror or error}."
-            ) from error
+            why = error.strerror or str(error) or type(error).__name__
+            if self._tls is not None and isinstance(error, (ConnectionResetError, BrokenPipeError)):
+                why = f"{HUNG_UP} ({why})"
+            raise TransportConnectionError(f"No connection to {address}: {why}.") from error
 
     def _brokers(self) -> Sequence[Address]:
         addresses = self.config.addresses
