@@ -115,6 +115,8 @@ class Outbox(AgentRunner):
         except PravalError as error:
             return Ending(Outcome.REJECTED, Reason.TRANSPORT, error)
         if routed is False and not (parcel and parcel.confirmed):
+            if self._bridge.presence.receivers(posted.header):
+                return self._later(posted, parcel)  # the broker will know them again soon
             return self._unroutable(posted.header)
         return self._confirmed(posted, parcel)
 

@@ -152,6 +152,8 @@ class Capabilities(msgspec.Struct, frozen=True):
     """What a dead member of a group had not acknowledged goes to another member."""
     redelivers_at_once: bool = True
     """What is given back comes again without a reconnection."""
+    drops_groups: bool = True
+    """``drop_group`` removes the group; else it is refused, after the subscription has ended."""
 
 
 class Subscription:
@@ -180,13 +182,14 @@ class MessageTransport(ABC):
     protocol: ClassVar[str] = "custom"
     takes_client_id: ClassVar[bool] = False
     """Whether ``client_id`` is a key of its config: a Reef with a journal gives it a stable one."""
-    capabilities: ClassVar[Capabilities] = Capabilities(
+    capabilities: Capabilities = Capabilities(
         tells_unroutable=False,
         durable_wildcards=False,
         broker_priority=False,
         survives_broker_kill=False,
         takes_over=False,
     )
+    """Where they depend on the config, those of the class are those of the default."""
 
     @abstractmethod
     async def initialize(self, config: Mapping[str, Any]) -> None:
@@ -268,6 +271,7 @@ class MessageTransport(ABC):
 
         Raises:
             ConfigurationError: there is no such subscription.
+            TransportUnsupportedError: it has ended, but the group could not be removed.
         """
         raise TransportUnsupportedError(f"{type(self).__name__} has no unsubscribe().")
 

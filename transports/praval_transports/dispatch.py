@@ -166,7 +166,10 @@ class Listening(Subscription):
             await incoming.acknowledge()
         except (GiveBack, TransportError) as why:
             if not isinstance(why, GiveBack):
-                log.warning("a message on %s stays unacknowledged: %s", incoming.topic, why)
+                # at the loss of a link, which was told, it is the rule, for each that was fetched
+                lost = self.link is None or self.link.lost.done()
+                level = logging.DEBUG if lost else logging.WARNING
+                log.log(level, "a message on %s stays unacknowledged: %s", incoming.topic, why)
             await self._give_back(incoming)
         except asyncio.CancelledError:
             await self._give_back(incoming)
