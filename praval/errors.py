@@ -41,6 +41,12 @@
     │   └── TopicError              a topic or pattern that cannot be used
     ├── CertificateError            a certificate cannot be made, found or revoked
     │   └── CertificateFolderError  the authority's folder cannot be read, written or had alone
+    ├── SealError                   a sealed spore or the keys to it are refused: see ``code``
+    │   ├── EnvelopeError           an envelope cannot be sealed or opened
+    │   ├── CardError               a certificate, key card or status list is not to be trusted
+    │   ├── ReplayError             the memory of what was handled refuses it, or cannot be used
+    │   └── KeyringError            keys cannot be read, written or used
+    │       └── PassphraseError     the passphrase is wrong, or the file was changed
     ├── ProviderError               a model could not be used
     │   ├── ProviderTimeoutError    no answer in time (also a TimeoutError)
     │   └── NoModelError            there is no model at all (lists the ways to get one)
@@ -50,6 +56,8 @@ Each message says what happened, why, and what to do.
 """
 
 from __future__ import annotations
+
+import enum
 
 
 class PravalError(Exception):
@@ -206,6 +214,94 @@ class CertificateError(PravalError):
 
 class CertificateFolderError(CertificateError):
     """The authority's folder cannot be read or written, or another process holds it."""
+
+
+class SealCode(enum.StrEnum):
+    """Why something sealed is refused; the sender of an envelope is never told."""
+
+    MALFORMED = "malformed"
+    UNSUPPORTED = "unsupported"
+    TOO_LARGE = "too_large"
+    EXPIRED = "expired"
+    NOT_YET_VALID = "not_yet_valid"
+    UNKNOWN_SENDER = "unknown_sender"
+    STALE_CARD = "stale_card"
+    REVOKED = "revoked"
+    BAD_SIGNATURE = "bad_signature"
+    NOT_FOR_ME = "not_for_me"
+    NOT_A_RECIPIENT = "not_a_recipient"
+    MISROUTED = "misrouted"
+    NOT_PERMITTED = "not_permitted"
+    NO_KEY = "no_key"
+    BAD_DECRYPT = "bad_decrypt"
+    IN_FLIGHT = "in_flight"
+    DUPLICATE = "duplicate"
+    REPLAY = "replay"
+    RATE_LIMITED = "rate_limited"
+
+    @property
+    def retried(self) -> bool:
+        """Whether it may be accepted a little later: a few, delayed attempts are worth it."""
+        return self in _RETRIED
+
+    @property
+    def acknowledged(self) -> bool:
+        """Whether nothing is wrong and the broker's copy is done with; all others dead-letter."""
+        return self in (SealCode.NOT_A_RECIPIENT, SealCode.DUPLICATE)
+
+
+_RETRIED = frozenset(
+    {
+        SealCode.NOT_YET_VALID,
+        SealCode.UNKNOWN_SENDER,
+        SealCode.STALE_CARD,
+        SealCode.IN_FLIGHT,
+        SealCode.RATE_LIMITED,
+    }
+)
+
+
+class SealError(PravalError):
+    """A sealed spore, or the keys to it, cannot be used; ``code`` says why in one word."""
+
+    def __init__(self, message: str, code: SealCode = SealCode.MALFORMED) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class EnvelopeError(SealError, ValueError):
+    """An envelope cannot be sealed or opened.
+
+    ``sender`` is the name of the agent that signed it: None until its signature was found good.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        code: SealCode = SealCode.MALFORMED,
+        sender: str | None = None,
+    ) -> None:
+        super().__init__(message, code)
+        self.sender = sender
+
+
+class CardError(SealError, ValueError):
+    """A certificate, a key card, a status list or a succession is not to be trusted."""
+
+
+class ReplayError(SealError):
+    """The replay memory does not belong to these keys, its clock jumped, or a lease is lost."""
+
+
+class KeyringError(SealError):
+    """Keys cannot be read, written or used."""
+
+    def __init__(self, message: str, code: SealCode = SealCode.NO_KEY) -> None:
+        super().__init__(message, code)
+
+
+class PassphraseError(KeyringError):
+    """The passphrase is wrong, or the encrypted file was changed; the two look the same."""
 
 
 class ProviderError(PravalError):
