@@ -270,10 +270,7 @@ class SealError(PravalError):
 
 
 class EnvelopeError(SealError, ValueError):
-    """An envelope cannot be sealed or opened.
-
-    ``sender`` is the name of the agent that signed it: None until its signature was found good.
-    """
+    """An envelope cannot be sealed or opened; ``sender``: who signed it, once that is certain."""
 
     def __init__(
         self,

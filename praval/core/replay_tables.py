@@ -153,9 +153,9 @@ class SQLiteTable:
 
         file = Path(os.path.abspath(path))
         try:
-            if instance is None and not file.exists():
+            if instance is None and not (file.exists() and file.stat().st_size):
                 raise ReplayError(
-                    f"The replay memory {file} is missing. Without it nobody can tell what was "
+                    f"The replay memory {file} is missing or empty. Without it nobody can tell what was "
                     "handled: praval keys rotate --lost makes a new one, with new keys.",
                     SealCode.REPLAY,
                 )
@@ -297,9 +297,7 @@ def _prepare(
         raise ReplayError(f"The replay memory {file} must lie on a local disk.")
     db.execute(f"PRAGMA synchronous = {'FULL' if sync == 'full' else 'NORMAL'}")
     db.execute("BEGIN IMMEDIATE")
-    if not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-        if instance is None:
-            raise ReplayError(f"The replay memory {file} is empty.", SealCode.REPLAY)
+    if instance and not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
         for statement in _SCHEMA:
             db.execute(statement)
         db.execute("INSERT INTO meta VALUES (?, 0, 0)", (instance,))
