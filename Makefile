@@ -11,13 +11,14 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.t
 INPUTS := pyproject.toml constraints.txt
 VENV   := .venv/.stamp-venv
 
-.PHONY: help demo test servers lint bench lock clean
+.PHONY: help demo test fuzz servers lint bench lock clean
 .NOTPARALLEL:
 
 help:
 	@echo "make demo    a team of agents reads a folder and writes report.md and report.html"
 	@echo "             make demo ARGS=\"some/folder --out /tmp/x\"   (default: Python's asyncio)"
 	@echo "make test    the test suite             make test ARGS=\"-k journal\""
+	@echo "make fuzz    2,000,000 mutated envelopes, cards and key files   make fuzz ARGS=\"--seed 7\""
 	@echo "make lint    ruff, mypy, pyright, import contracts"
 	@echo "make bench   the performance budgets    make bench ARGS=\"...\""
 	@echo "make lock    resolve constraints.txt anew"
@@ -28,6 +29,9 @@ demo: .venv/.stamp-demo
 
 test: .venv/.stamp-dev servers
 	@$(PY) -m pytest $(ARGS)
+
+fuzz: .venv/.stamp-dev
+	@$(PY) -m tests.fuzz.sealing $(ARGS)
 
 # the real servers that the tests start; at once if they are installed
 servers:
