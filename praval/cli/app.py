@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import praval
-from praval.cli import certs, demo
+from praval.cli import certs, demo, keys
 
 app = typer.Typer(
     name="praval",
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.add_typer(certs.app)
+app.add_typer(keys.app)
 
 
 def _version(wanted: bool) -> None:

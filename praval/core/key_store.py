@@ -178,6 +178,18 @@ class KeyStore:
         self._box = self._key.lock(self.keyring.dump(), os.urandom)
         write_private(self.folder / KEYRING, self._box)
 
+    def encrypt(self, secret: bytes) -> bytes:
+        """Lock another secret under the store's passphrase."""
+        return self._key.lock(secret, os.urandom)
+
+    def decrypt(self, box: bytes) -> bytes:
+        """Undo :meth:`encrypt`.
+
+        Raises:
+            KeyringError: it is no box of this store.
+        """
+        return self._key.unlock(box)
+
     def close(self) -> None:
         """Close the replay memory, if it is open."""
         if self._table is not None:

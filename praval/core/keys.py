@@ -58,15 +58,18 @@ class Keyring:
         random: Random = os.urandom,
         trust_on_first_use: bool = False,
         require_status: bool = False,
+        throw_away_root: bool | None = None,
     ) -> None:
         """Start without keys.
 
         Args:
-            roots: whose certificates count; none: a throw-away root of its own.
+            roots: whose certificates count.
             lifetimes: how long everything lives.
             random: gives unpredictable bytes.
             trust_on_first_use: see :class:`Directory`; own agents may then be self-signed.
             require_status: see :class:`Directory`.
+            throw_away_root: whether it has a root of its own that certifies what is added;
+                default: if there is no other root and no trust on first use.
         """
         self.lifetimes = lifetimes
         self.instance = random(16)
@@ -74,7 +77,9 @@ class Keyring:
         self.replay_key = random(32)
         self._random = random
         roots = set(roots)
-        self._root = None if roots or trust_on_first_use else SigningKey(random(32))
+        if throw_away_root is None:
+            throw_away_root = not roots and not trust_on_first_use
+        self._root = SigningKey(random(32)) if throw_away_root else None
         if self._root is not None:
             roots.add(self._root.verify_key)
         self._self_signed = trust_on_first_use
@@ -111,6 +116,7 @@ class Keyring:
         identity: SigningKey | None = None,
         certificates: tuple[bytes, ...] = (),
         rights: Rights | None = None,
+        epoch: int = 0,
     ) -> Principal:
         """Make keys for a name, which must not have any.
 
@@ -122,6 +128,7 @@ class Keyring:
             certificates: the chain of its certificate; default: the throw-away root's signature,
                 or its own with trust on first use.
             rights: what the throw-away root grants; default: everything.
+            epoch: that of the last card it is known to have issued, from a backup.
 
         Raises:
             KeyringError: the name has keys, or nobody certifies it.
@@ -133,8 +140,8 @@ class Keyring:
         chain = certificates or (self._certified(name, identity, rights, now),)
         self._check_chain(name, identity, chain, now)
         made = principal.create(name, identity, chain, now=now, random=self._random)
-        patterns = tuple(dict.fromkeys(subscriptions))
-        return self._publish(made, now, patterns)
+        made = msgspec.structs.replace(made, epoch=epoch)
+        return self._publish(made, now, tuple(dict.fromkeys(subscriptions)))
 
     def get(self, name: str) -> Principal:
         """Return the keys of a name.
