@@ -37,8 +37,8 @@ from praval.errors import ReplayError, SealCode
 
 QUOTA = 100_000
 """Entries of one sender at one receiver."""
-LEASE = 300_000
-"""Milliseconds that a handler has before its spore may be begun elsewhere; see `Replay.renew`."""
+LEASE = 60_000
+"""Milliseconds until what a dead process had begun may be begun again; the living renew in time."""
 PURGE_CHUNK = 1000
 EVERYBODY = ("", b"")
 """Receiver and sender of the floor that holds for all: no name is empty."""

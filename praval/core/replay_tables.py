@@ -155,8 +155,8 @@ class SQLiteTable:
         try:
             if instance is None and not (file.exists() and file.stat().st_size):
                 raise ReplayError(
-                    f"The replay memory {file} is missing or empty. Without it nobody can tell what "
-                    "was handled: praval keys rotate --lost makes a new one, with new keys.",
+                    f"The replay memory {file} is missing or empty. Without it nobody can tell "
+                    "what was handled: praval keys rotate --lost makes a new one, with new keys.",
                     SealCode.REPLAY,
                 )
             private_folder(file.parent)

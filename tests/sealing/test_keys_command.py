@@ -10,7 +10,6 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,7 +30,7 @@ PASSPHRASES = {
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a passphrase cost nothing; what it should cost is tested with the boxes."""
     real = pwhash.argon2id.kdf
 
@@ -40,7 +39,6 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return real(*arguments, opslimit=1, memlimit=8192)
 
     monkeypatch.setattr(pwhash.argon2id, "kdf", quick)
-    yield
 
 
 def praval(*arguments: str, code: int = 0, **environment: str) -> str:
