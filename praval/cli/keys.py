@@ -79,6 +79,8 @@ def show(folder: Dir = HERE, strict: Strict = False) -> None:
         times = store.keyring.lifetimes
         for name in store.keyring.names:
             _show(store.keyring.get(name), times)
+        for name, error in store.keyring.failed.items():
+            _say(f"{name} has no card: {error}")
         for key in store.keyring.directory.roots:
             _say(f"root {bytes(key).hex()}")
         _say(
@@ -128,10 +130,10 @@ def rotate(
             store.close()
             _say("all prekeys are new, and what was sealed before is refused from now on")
             return
-        for each in [name] if name else store.keyring.names:
-            store.keyring.rotate(each, now=_now())
-            _say(f"rotated {each}, epoch {store.keyring.get(each).epoch}")
-        store.save()
+        with store.changing(_now()) as keyring:
+            for each in [name] if name else keyring.names:
+                keyring.rotate(each, now=_now())
+                _say(f"rotated {each}, epoch {keyring.get(each).epoch}")
 
 
 @app.command()
@@ -142,8 +144,8 @@ def trust(
     """Pin a root: names that it certifies are believed. Pin at least two."""
     with _refusals():
         store = _open(folder) if _exists(folder) else _create(folder)
-        store.keyring.directory.roots.add(_verify_key(key))
-        store.save()
+        with store.changing(_now()) as keyring:
+            keyring.directory.roots.add(_verify_key(key))
         _say(f"pinned; {len(store.keyring.directory.roots)} roots are trusted in {folder}")
 
 
@@ -182,15 +184,14 @@ def import_(
         box = read_private(file.absolute())
         secret = unlock(box, _ask("Passphrase of the backup", BACKUP))[0]
         found = read_backup(secret, name)
-        store = _open(folder)
-        store.keyring.add(
-            name,
-            now=_now(),
-            epoch=found.epoch,
-            identity=SigningKey(found.identity),
-            certificates=tuple(found.certificates),
-        )
-        store.save()
+        with _open(folder).changing(_now()) as keyring:
+            keyring.add(
+                name,
+                now=_now(),
+                epoch=found.epoch,
+                identity=SigningKey(found.identity),
+                certificates=tuple(found.certificates),
+            )
         _say(f"{name} is here again, with new prekeys. Its card must be published.")
 
 
@@ -267,18 +268,17 @@ def _init_with_root(name: str, folder: Path, root_folder: Path, strict: bool) ->
 
     authority = _open_root(root_folder) if has_root(root_folder) else _new_root(root_folder)
     store = _open(folder, strict) if _exists(folder) else _create(folder, strict)
-    store.keyring.directory.roots.add(authority.verify_key)
-    if name in store.keyring.names:
-        keys = store.keyring.get(name)
-        chain = (authority.certify(name, keys.identity.verify_key, now=_now()),)
-        store.keyring.install(name, chain, now=_now())
-        _say(f"renewed the certificate of {name}")
-    else:
-        identity = SigningKey(os.urandom(32))
+    with store.changing(_now()) as keyring:
+        keyring.directory.roots.add(authority.verify_key)
+        known = name in keyring.names
+        identity = keyring.get(name).identity if known else SigningKey(os.urandom(32))
         chain = (authority.certify(name, identity.verify_key, now=_now()),)
-        keys = store.keyring.add(name, now=_now(), identity=identity, certificates=chain)
-        _say(f"made {name}, agent id {keys.agent_id.hex()}")
-    store.save()
+        if known:
+            keyring.install(name, chain, now=_now())
+        else:
+            keyring.add(name, now=_now(), identity=identity, certificates=chain)
+    agent_id = store.keyring.get(name).agent_id.hex()
+    _say(f"{'renewed the certificate of' if known else 'made'} {name}, agent id {agent_id}")
 
 
 def _begin(name: str, folder: Path, strict: bool) -> None:
@@ -305,16 +305,14 @@ def _finish(name: str, folder: Path, certificate: Path, strict: bool) -> None:
     from praval.core.key_types import SigningKey
 
     store = _open(folder, strict)
-    chain = (certificate.read_bytes(),)
-    if name in store.keyring.names:
-        store.keyring.install(name, chain, now=_now())
-    else:
-        pending = _pending(folder, name)
-        identity = SigningKey(store.decrypt(read_private(pending)))
-        store.keyring.add(name, now=_now(), identity=identity, certificates=chain)
-        store.save()
-        pending.unlink()
-    store.save()
+    chain, pending = (certificate.read_bytes(),), _pending(folder, name)
+    with store.changing(_now()) as keyring:
+        if name in keyring.names:
+            keyring.install(name, chain, now=_now())
+        else:
+            identity = SigningKey(store.decrypt(read_private(pending)))
+            keyring.add(name, now=_now(), identity=identity, certificates=chain)
+    pending.unlink(missing_ok=True)
     _say(f"made {name}, agent id {store.keyring.get(name).agent_id.hex()}")
 
 

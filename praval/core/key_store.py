@@ -17,6 +17,8 @@ Guide: "Key Management System".
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -90,7 +92,6 @@ class KeyStore:
         Raises:
             PassphraseError: the passphrase is wrong, or the keyring was changed.
             KeyringError: there is no store, or others may read it.
-            CardError: a certificate in it has ended.
         """
         path = Path(folder)
         box = read_private(path / KEYRING)
@@ -103,32 +104,36 @@ class KeyStore:
         keyring.restore(secret, now=now)
         return cls(path, keyring, key, box)
 
-    def save(self) -> None:
-        """Write the keyring as it is now; what was erased from it is gone from the file.
+    @contextmanager
+    def changing(self, now: int) -> Iterator[Keyring]:
+        """Hold the store alone, with what other processes did to it; write it at the end.
+
+        Every change of the keyring that is to last is made in such a block, or one process would
+        undo another's rotation. What was erased from the keyring is gone from the file then.
 
         Raises:
-            KeyringError: it cannot be written.
-        """
-        with locked(self.folder):
-            self._write()
-
-    def tick(self, now: int) -> list[bytes]:
-        """Do what is due with the keys (`Keyring.tick`), once among all processes of the host.
-
-        What another process did meanwhile is read first. Returns the cards to be published.
-
-        Raises:
-            KeyringError: the store cannot be read or written.
+            KeyringError: the store cannot be read or written, or another process keeps it.
         """
         with locked(self.folder):
             if (box := read_private(self.folder / KEYRING)) != self._box:
                 self.keyring.restore(self._key.unlock(box), now=now)
                 self._box = box
             before = self.keyring.dump()
-            cards = self.keyring.tick(now)
+            yield self.keyring
             if self.keyring.dump() != before:
-                self._write()
-        return cards
+                self._box = self._key.lock(self.keyring.dump(), os.urandom)
+                write_private(self.folder / KEYRING, self._box)
+
+    def tick(self, now: int) -> list[bytes]:
+        """Do what is due with the keys (`Keyring.tick`), once among all processes of the host.
+
+        Returns the cards to be published.
+
+        Raises:
+            KeyringError: see :meth:`changing`.
+        """
+        with self.changing(now) as keyring:
+            return keyring.tick(now)
 
     def replay(self, *, sync: Literal["normal", "full"] = "full") -> Replay:
         """Open the replay memory.
@@ -162,10 +167,10 @@ class KeyStore:
             KeyringError, ReplayError: the store cannot be written.
         """
         self.close()
-        cards = [self.keyring.renew_prekeys(name, now=now) for name in self.keyring.names]
-        self.keyring.instance, self.keyring.replay_key = os.urandom(16), os.urandom(32)
         # First the keys: a crash between the two leaves a mismatch, which is found and told.
-        self.save()
+        with self.changing(now) as keyring:
+            cards = [keyring.renew_prekeys(name, now=now) for name in keyring.names]
+            keyring.instance, keyring.replay_key = os.urandom(16), os.urandom(32)
         with locked(self.folder):
             for name in (REPLAY, f"{REPLAY}-wal", f"{REPLAY}-shm"):
                 (self.folder / name).unlink(missing_ok=True)
@@ -173,10 +178,6 @@ class KeyStore:
             table.close()
         self.replay().reset(now)
         return cards
-
-    def _write(self) -> None:
-        self._box = self._key.lock(self.keyring.dump(), os.urandom)
-        write_private(self.folder / KEYRING, self._box)
 
     def encrypt(self, secret: bytes) -> bytes:
         """Lock another secret under the store's passphrase."""

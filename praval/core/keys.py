@@ -89,6 +89,8 @@ class Keyring:
             trust_on_first_use=trust_on_first_use,
             require_status=require_status,
         )
+        self.failed: dict[str, CardError] = {}
+        """Names that cannot have a card now (their certificate has ended), and why."""
         self._principals: dict[str, Principal] = {}
         self._receivers: dict[tuple[str, tuple[str, ...], frozenset[int]], Receiver] = {}
 
@@ -194,19 +196,25 @@ class Keyring:
         return self._keep(msgspec.structs.replace(rotated, prekeys=rotated.prekeys[:1]), now).card
 
     def tick(self, now: int) -> list[bytes]:
-        """Do what is due: erase, rotate, renew; returns the cards that are to be published."""
-        cards = []
+        """Do what is due: erase, rotate, renew; returns the cards that are to be published.
+
+        A name whose certificate has ended is put into ``failed`` and hinders no other.
+        """
+        before = {name: keys.card for name, keys in self._principals.items()}
         self.directory.forget_expired(now - self.lifetimes.grace)
         for name, keys in list(self._principals.items()):
             due = principal.due(keys, self.lifetimes, now)
             if due.erase:
                 self._put(principal.erased(keys, self.lifetimes, now))
-            self._recertify(name, now)
-            if due.rotate:
-                cards.append(self.rotate(name, now=now))
-            elif due.renew:
-                cards.append(self._publish(self.get(name), now).card)
-        return cards
+            try:
+                self._recertify(name, now)
+                if due.rotate:
+                    self.rotate(name, now=now)
+                elif due.renew:
+                    self._publish(self.get(name), now)
+            except CardError as error:
+                self.failed[name] = error
+        return [keys.card for name, keys in self._principals.items() if keys.card != before[name]]
 
     # -- others' keys --------------------------------------------------------------------
 
@@ -297,7 +305,7 @@ class Keyring:
                 self.instance,
                 self.replay_key,
                 None if self._root is None else self._root.reveal(),
-                [bytes(root) for root in self.directory.roots],
+                sorted(bytes(root) for root in self.directory.roots),
                 [stored_principal(keys) for keys in self._principals.values()],
                 self.directory.dump(),
             )
@@ -306,9 +314,10 @@ class Keyring:
     def restore(self, data: bytes, *, now: int) -> None:
         """Become what was dumped.
 
+        What has ended meanwhile is renewed, see :meth:`tick`.
+
         Raises:
             KeyringError: MALFORMED.
-            CardError: one of the certificates has ended, or its root is pinned no more.
         """
         try:
             stored = msgspec.json.decode(data, type=StoredKeyring)
@@ -322,9 +331,8 @@ class Keyring:
         self.directory.restore(stored.directory, now)
         for keys in principals:
             self._put(keys)
-            if keys.card_expires <= now:
-                self._recertify(keys.name, now)
-                self._publish(self.get(keys.name), now)
+        if any(keys.card_expires <= now for keys in principals):
+            self.tick(now)
 
     # -- inside --------------------------------------------------------------------------
 
@@ -341,6 +349,7 @@ class Keyring:
         """Believe our own new card first: if we do not, nobody will, and nothing has changed."""
         self.directory.hear_card(keys.card, now)
         self._put(keys)
+        self.failed.pop(keys.name, None)
         return keys
 
     def _put(self, keys: Principal) -> None:

@@ -16,10 +16,11 @@ from praval.core.key_box import CHEAP
 from praval.core.key_files import locked, make_private, private_folder, read_private, write_private
 from praval.core.key_store import KEYRING, REPLAY, KeyStore
 from praval.core.keys import Keyring
+from praval.core.lifetimes import DAY
 from praval.core.replay import Key
 from praval.core.replay_tables import SQLiteTable
 from praval.errors import KeyringError, PassphraseError, ReplayError, SealCode
-from tests.sealing.actors import NOW, acquaint, code_of, host, note, opens
+from tests.sealing.actors import NOW, a_root, acquaint, certified, code_of, host, note, opens
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_a_folder_that_is_open_to_others_is_refused(folder: Path, mode: int) -> 
     """Who may write there can exchange the file."""
     store = a_store(folder)
     folder.chmod(mode)
-    for call in (lambda: reopened(folder), store.save, store.replay):
+    for call in (lambda: reopened(folder), lambda: store.tick(NOW), store.replay):
         with pytest.raises(KeyringError, match="chmod 700"):
             call()
 
@@ -214,8 +215,8 @@ def test_an_erased_prekey_is_gone_from_the_disk(folder: Path) -> None:
     """The file is written without it; only the passphrase's owner could have read it anyway."""
     store = a_store(folder)
     old = store.keyring.get("bob").prekeys[0].key
-    store.keyring.rotate("bob", now=NOW)
-    store.save()
+    with store.changing(NOW) as keyring:
+        keyring.rotate("bob", now=NOW)
     end = NOW + store.keyring.lifetimes.card + store.keyring.lifetimes.grace
     store.tick(end)
     assert old not in [each.key for each in reopened(folder, end).keyring.get("bob").prekeys]
@@ -230,6 +231,39 @@ def test_two_processes_of_one_host_rotate_once(folder: Path) -> None:
     assert two.tick(late) == []
     assert one.keyring.get("bob").prekeys[0].key == two.keyring.get("bob").prekeys[0].key
     assert one.tick(late) == []
+
+
+def test_no_process_undoes_what_another_one_did(folder: Path) -> None:
+    """A new subscription here, a rotation there, a root pinned by the command: all of them stay."""
+    a_store(folder)
+    one, two = reopened(folder), reopened(folder)
+    with one.changing(NOW) as keyring:
+        keyring.rotate("bob", now=NOW + 1)
+    with two.changing(NOW) as keyring:
+        keyring.subscribe("bob", ["desk.new"], now=NOW + 2)
+        keyring.directory.roots.add(a_root("second").verify_key)
+    with one.changing(NOW):
+        pass
+    for each in (one, reopened(folder)):
+        keys = each.keyring.get("bob")
+        assert keys.subscriptions == ("desk.new",)
+        assert len(keys.prekeys) == 2
+        assert len(each.keyring.directory.roots) == 2
+
+
+def test_a_store_whose_certificate_has_ended_opens_and_takes_a_new_one(folder: Path) -> None:
+    """Nothing is sealed meanwhile, other names go on, and old prekeys are erased all the same."""
+    bob = host("bob", "carol")
+    a_store(folder, bob)
+    late = NOW + 91 * DAY
+    store = reopened(folder, late)
+    assert set(store.keyring.failed) == {"bob", "carol"}
+    chain = (certified("bob", store.keyring.get("bob").identity, a_root(), late),)
+    with store.changing(late) as keyring:
+        keyring.install("bob", chain, now=late)
+        keyring.tick(late)
+    assert set(store.keyring.failed) == {"carol"}
+    assert store.keyring.directory.card("bob", late)
 
 
 def test_replicas_that_share_a_store_handle_each_spore_once(folder: Path) -> None:
