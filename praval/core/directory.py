@@ -288,9 +288,10 @@ class Directory:
                 "or allow trust on first use.",
                 SealCode.UNKNOWN_SENDER,
             )
-        holder = self._names.get(card.name)
-        certified = holder in self._cards and self._cards[holder].certified
-        if certified or self._pins.get(card.name, card.identity) != card.identity:
+        pinned = self._pins.get(card.name)
+        if pinned is None and len(self._pins) >= MOST_CARDS:
+            raise CardError(f"{MOST_CARDS} names are pinned already.", SealCode.RATE_LIMITED)
+        if pinned not in (None, card.identity):
             raise CardError(
                 f"The name {card.name!r} belongs to another identity here. If it was changed on "
                 "purpose, it needs a succession signed by both.",
@@ -312,18 +313,24 @@ class Directory:
             )
         if held is None and len(self._cards) >= MOST_CARDS:
             raise CardError(f"{MOST_CARDS} cards are known already.", SealCode.RATE_LIMITED)
-        if not known.certified:
-            self._pins.setdefault(card.name, card.identity)
         self._cards[agent_id] = known
         self._epochs[agent_id] = (card.epoch, digest)
         self._take_name(known)
         return known
 
     def _take_name(self, known: KnownCard) -> None:
-        """Give the name to the identity with the newest certificate, should two have one."""
+        """Give the name to the identity with the newest certificate, should two have one.
+
+        Names are pinned whoever vouches: what a root certified once, nobody takes by coming first
+        after its card has expired. Who was only trusted on first use falls silent at once when a
+        root gives its name to another.
+        """
         holder = self._cards.get(self._names.get(known.name, b""))
         if holder is None or holder.agent_id == known.agent_id or known.rank >= holder.rank:
             self._names[known.name] = known.agent_id
+            self._pins[known.name] = known.card.identity
+            if holder is not None and known.certified and not holder.certified:
+                del self._cards[holder.agent_id]
 
     def _is_issuer(self, key: bytes) -> bool:
         return any(key in dict(known.issuers) for known in self._cards.values())

@@ -486,6 +486,43 @@ def test_who_was_only_trusted_on_first_use_yields_to_whom_a_root_certified() -> 
         assert known.card("bob", NOW).certified
 
 
+def test_who_was_only_trusted_on_first_use_falls_silent_when_a_root_gives_its_name_away() -> None:
+    """It may not go on speaking under that name until its card expires."""
+    known = directory(trust_on_first_use=True)
+    squatter = known.hear_card(self_signed(seed="x"), NOW)
+    assert known.sender(squatter.agent_id, NOW)
+    known.hear_card(a_card(), NOW)
+    assert code_of(lambda: known.sender(squatter.agent_id, NOW)) == SealCode.UNKNOWN_SENDER
+    later = self_signed(seed="x", epoch=NOW + 1)
+    assert code_of(lambda: known.hear_card(later, NOW)) == SealCode.NOT_PERMITTED
+
+
+def test_a_certified_name_is_not_for_the_first_to_come_after_its_card_expired() -> None:
+    """Also not after a restart."""
+    known = directory(trust_on_first_use=True)
+    known.hear_card(a_card(expires=NOW + 1000), NOW)
+    known.forget_expired(NOW + DAY)
+    again = directory(trust_on_first_use=True)
+    again.restore(known.dump(), NOW + 2000)
+    late = self_signed(seed="x")
+    for each in (known, again):
+        assert code_of(functools.partial(each.hear_card, late, NOW + 2000)) == (
+            SealCode.NOT_PERMITTED
+        )
+
+
+def test_pins_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strangers who come first under ever new names fill no memory."""
+    monkeypatch.setattr("praval.core.directory.MOST_CARDS", 3)
+    known = Directory(trust_on_first_use=True)
+    codes = []
+    for number in range(6):
+        card = self_signed(f"name-{number}", f"seed-{number}", expires=NOW + 100)
+        codes.append(code_of(functools.partial(known.hear_card, card, NOW)))
+        known.forget_expired(NOW + 200)
+    assert codes == ["ok"] * 3 + [SealCode.RATE_LIMITED] * 3
+
+
 # -- the keyring's own name ----------------------------------------------------------------------
 
 
