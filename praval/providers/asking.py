@@ -1,0 +1,372 @@
+"""One question: to the cache, to the providers in turn, each behind its guard; and what it cost.
+
+Who is asked: the candidates, the first that answers. The next one is asked when one has failed for
+good; not when the question itself is at fault or a budget is spent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from praval.errors import (
+    ConfigurationError,
+    ModelBudgetError,
+    NoModelError,
+    ProviderError,
+    ProviderTimeoutError,
+)
+from praval.providers import accounts, cache, prices, registry
+from praval.providers.base import BaseProvider, plain_form
+from praval.providers.budgets import current_budget, remaining_time
+from praval.providers.messages import (
+    ChatRequest,
+    Message,
+    OutputSchema,
+    Response,
+    as_dicts,
+    as_functions,
+)
+from praval.settings import Settings
+from praval.sync import hop, in_thread
+
+
+class Candidate(NamedTuple):
+    """A provider that may be asked, and the model to ask it for."""
+
+    name: str
+    found: registry.Found
+    model: str | None = None
+
+
+class Terms(NamedTuple):
+    """How a question may be asked."""
+
+    settings: Settings
+    timeout: float | None
+    """Seconds per request, as the caller wants it; None: the provider's or the settings'."""
+    cached: bool
+
+
+async def ask(request: ChatRequest, candidates: Sequence[Candidate], terms: Terms) -> Response:
+    """Return the first candidate's answer.
+
+    Raises:
+        ModelBudgetError: a budget is spent.
+        Exception: what the only candidate raised; of several, a ProviderError that tells of all.
+    """
+    failures: list[tuple[str, Exception]] = []
+    for candidate in candidates:
+        try:
+            return await _ask(request, candidate, terms)
+        except Exception as error:
+            if len(candidates) == 1 or _is_final(error):
+                raise
+            failures.append((candidate.name, error))
+    raise _all_failed(failures)
+
+
+async def pieces(
+    request: ChatRequest, candidates: Sequence[Candidate], terms: Terms
+) -> AsyncGenerator[str | Response, None]:
+    """Yield the answer's pieces and then the whole; once a piece is out, no other is asked.
+
+    Raises:
+        Exception: as :func:`ask`.
+    """
+    failures: list[tuple[str, Exception]] = []
+    for candidate in candidates:
+        begun = False
+        stream = _stream(request, candidate, terms)
+        try:
+            async with contextlib.aclosing(stream):
+                async for piece in stream:
+                    begun = True
+                    yield piece
+            return
+        except Exception as error:
+            if begun or len(candidates) == 1 or _is_final(error):
+                raise
+            failures.append((candidate.name, error))
+    raise _all_failed(failures)
+
+
+def _is_final(error: Exception) -> bool:
+    return isinstance(error, ModelBudgetError | ConfigurationError)
+
+
+def _all_failed(failures: list[tuple[str, Exception]]) -> ProviderError:
+    kind = NoModelError if all(isinstance(e, NoModelError) for _, e in failures) else ProviderError
+    said = "\n".join(f"- {name}: {type(error).__name__}: {error}" for name, error in failures)
+    failure = kind(f"None of {len(failures)} providers answered:\n{said}")
+    failure.__cause__ = failures[-1][1]
+    return failure
+
+
+# ------------------------------------------------------------------------------ one provider
+
+
+async def _ask(request: ChatRequest, candidate: Candidate, terms: Terms) -> Response:
+    _check_budget()
+    provider, request, limit = await _prepared(request, candidate, terms)
+    store, key = await _place(provider, request, candidate, terms)
+    if store is not None and (kept := await cache.find(store, key)) is not None:
+        return kept.altered(provider=candidate.name)
+    guard = registry.guard_of(candidate.name)
+    attempt = 0
+    while True:
+        attempt += 1
+        try:
+            async with guard.attempt():
+                answer = await _in_time(provider, limit, _form(provider)(provider, request))
+            break
+        except Exception as error:  # noqa: BLE001 - raised there, unless it is tried again
+            await _wait_or_raise(error, attempt, candidate.name, terms)
+    response = await _entered(checked(provider, answer), candidate)
+    if store is not None:
+        await cache.keep(store, key, response, terms.settings.performance.cache_ttl)
+    return response
+
+
+async def _stream(
+    request: ChatRequest, candidate: Candidate, terms: Terms
+) -> AsyncGenerator[str | Response, None]:
+    _check_budget()
+    provider, request, limit = await _prepared(request, candidate, terms)
+    store, key = await _place(provider, request, candidate, terms)
+    if store is not None and (kept := await cache.find(store, key)) is not None:
+        yield kept.text
+        yield kept.altered(provider=candidate.name)
+        return
+    attempt, begun = 0, False
+    while True:
+        attempt += 1
+        try:
+            async with registry.guard_of(candidate.name).attempt():
+                source = await _source(provider, request)
+                async with contextlib.aclosing(source):
+                    while (piece := await _in_time(provider, limit, source.step())) is not None:
+                        if isinstance(piece, Response):
+                            response = await _entered(piece, candidate)
+                            if store is not None:
+                                ttl = terms.settings.performance.cache_ttl
+                                await cache.keep(store, key, response, ttl)
+                            piece = response
+                        begun = True
+                        yield piece
+            return
+        except Exception as error:
+            if begun:  # what was delivered cannot be taken back
+                raise
+            await _wait_or_raise(error, attempt, candidate.name, terms)
+
+
+async def _wait_or_raise(error: Exception, attempt: int, name: str, terms: Terms) -> None:
+    """Sleep before the next attempt, if there is to be one; else raise the error."""
+    guard = registry.guard_of(name)
+    retries = guard.limits.max_retries
+    if retries is None:
+        retries = terms.settings.performance.max_retries
+    delay = guard.delay(error, attempt) if attempt <= retries else None
+    left = remaining_time()
+    if delay is None or (left is not None and delay >= left):
+        raise error
+    await asyncio.sleep(delay)
+
+
+async def _prepared(
+    request: ChatRequest, candidate: Candidate, terms: Terms
+) -> tuple[BaseProvider, ChatRequest, float]:
+    """Return the provider, the request with its model and time, and the seconds it may take."""
+    provider = await registry.on_this_loop(candidate.found)
+    configured = registry.timeout_of(candidate.name)
+    limit = terms.timeout or configured or terms.settings.performance.timeout
+    if (left := remaining_time()) is not None:
+        limit = max(0.001, min(limit, left))
+    changes: dict[str, Any] = {"timeout": limit}
+    if candidate.model is not None:
+        changes["model"] = candidate.model
+    if request.output is not None and not callable(getattr(provider, "respond", None)):
+        request = in_words(request, request.output)
+    return provider, msgspec.structs.replace(request, **changes), limit
+
+
+async def _place(
+    provider: BaseProvider, request: ChatRequest, candidate: Candidate, terms: Terms
+) -> tuple[cache.Store | None, str]:
+    if not terms.cached:
+        return None, ""
+    return await asyncio.to_thread(
+        lambda: (
+            cache.store_for(terms.settings),
+            cache.key_of(candidate.name, provider, request),
+        )
+    )
+
+
+def _check_budget() -> None:
+    limit = current_budget()
+    if limit is not None:
+        limit.check()
+
+
+async def _in_time(provider: BaseProvider, limit: float, work: Any) -> Any:
+    # a provider that takes time-outs begins to count when it really asks
+    scope = asyncio.timeout(None if provider.takes_timeout else limit)
+    try:
+        async with scope:
+            return await work
+    except TimeoutError as error:
+        if not scope.expired() or isinstance(error, ProviderError):
+            raise
+        raise ProviderTimeoutError(
+            f"{provider!r} did not answer within {limit:g} s. Allow more with timeout=, or "
+            "PRAVAL_REQUEST_TIMEOUT."
+        ) from None
+
+
+async def _entered(response: Response, candidate: Candidate) -> Response:
+    """Return the answer with its provider and price, after it was added to the sums."""
+    if not prices.are_loaded():
+        await asyncio.to_thread(prices.load_prices)
+    return entered(response, candidate)
+
+
+def entered(response: Response, candidate: Candidate) -> Response:
+    """Do the same, blocking (it may read the user's table of prices)."""
+    model = response.model or candidate.model
+    cost = response.cost
+    if cost is None and (price := prices.price_of(model)) is not None:
+        cost = price.of(response.usage)
+    response = response.altered(provider=candidate.name, model=model, cost=cost)
+    accounts.note(response)
+    if (limit := current_budget()) is not None:
+        limit.charge(response.usage, response.cost)
+    return response
+
+
+# ------------------------------------------------------------- the forms a provider may have
+
+Form = Callable[[BaseProvider, ChatRequest], Any]
+
+
+def _form(provider: BaseProvider) -> Form:
+    if callable(getattr(provider, "respond", None)):
+        return _typed
+    return _worded if callable(getattr(provider, "achat", None)) else _in_a_thread
+
+
+async def _typed(provider: Any, request: ChatRequest) -> object:
+    loop = await registry.claim(provider)
+    return await hop(loop, provider.respond(request))
+
+
+async def _worded(provider: Any, request: ChatRequest) -> object:
+    messages, options = as_dicts(request.messages), options_for(provider, request)
+    loop = await registry.claim(provider)
+    return await hop(loop, provider.achat(messages, model=request.model, **options))
+
+
+async def _in_a_thread(provider: Any, request: ChatRequest) -> object:
+    return await in_thread(plainly, provider, request)
+
+
+def plainly(provider: Any, request: ChatRequest) -> object:
+    """Call the provider's blocking ``chat``, here."""
+    options = options_for(provider, request)
+    try:
+        return plain_form(provider)(as_dicts(request.messages), model=request.model, **options)
+    except StopIteration as error:  # no future can carry one
+        raise RuntimeError(f"{provider!r} raised StopIteration") from error
+
+
+def options_for(provider: BaseProvider, request: ChatRequest) -> dict[str, Any]:
+    """Return the keyword arguments for a provider's ``chat`` or ``achat``."""
+    options = dict(request.options)
+    for name in ("temperature", "max_tokens"):
+        if (value := getattr(request, name)) is not None:
+            options[name] = value
+    if request.tools:
+        options["tools"] = as_functions(request.tools)
+    if provider.takes_timeout:
+        options["timeout"] = request.timeout
+    return options
+
+
+class _Source:
+    """The pieces of one answer, step by step, on the loop to which the provider belongs."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, stream: Any) -> None:
+        self._loop = loop
+        self._stream = stream
+
+    async def step(self) -> str | Response | None:
+        """Return the next piece; None: there are no more."""
+        piece: str | Response | None = await hop(self._loop, anext_or_none(self._stream))
+        return piece
+
+    async def aclose(self) -> None:
+        """Stop, and close the connection."""
+        await hop(self._loop, self._stream.aclose())
+
+
+async def anext_or_none(stream: Any) -> Any:
+    """Return the next item, or None at the end."""
+    try:
+        return await anext(stream)
+    except StopAsyncIteration:
+        return None
+
+
+async def _source(provider: Any, request: ChatRequest) -> _Source:
+    if callable(getattr(provider, "stream", None)):
+        loop = await registry.claim(provider)
+        return _Source(loop, provider.stream(request))
+    return _Source(asyncio.get_running_loop(), _whole(provider, request))
+
+
+async def _whole(
+    provider: BaseProvider, request: ChatRequest
+) -> AsyncGenerator[str | Response, None]:
+    response = checked(provider, await _form(provider)(provider, request))
+    if response:
+        yield response.text
+    yield response
+
+
+def checked(provider: BaseProvider, answer: object) -> Response:
+    """Return what a provider answered as a Response.
+
+    Raises:
+        ProviderError: it is no text.
+    """
+    if isinstance(answer, Response):
+        return answer
+    if isinstance(answer, str):
+        return Response(answer)
+    if inspect.iscoroutine(answer):
+        answer.close()  # or it would warn that it was never awaited
+    raise ProviderError(
+        f"{provider!r} must answer with a string, and returned {type(answer).__name__}."
+    )
+
+
+def in_words(request: ChatRequest, output: OutputSchema) -> ChatRequest:
+    """Return the request with the wanted schema as a system turn, for who takes no schema."""
+    system = [each for each in request.messages if each.role == "system"]
+    words = Message("system", instruction(output))
+    return msgspec.structs.replace(request, messages=(*system, words, *request.turns), output=None)
+
+
+def instruction(output: OutputSchema) -> str:
+    """Return the words that ask for an answer of this schema."""
+    schema = msgspec.json.encode(output.schema).decode()
+    return (
+        "Answer with one JSON value and nothing else: no explanation, no code fence. It must fit "
+        f"this JSON schema: {schema}"
+    )
