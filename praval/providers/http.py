@@ -321,7 +321,7 @@ class HttpProvider(RequestProvider):
         # many servers close idle connections after 5 s: ours are given up before, or a request
         # could be sent into one that is just being closed
         limits = httpx.Limits(
-            max_connections=100, max_keepalive_connections=20, keepalive_expiry=4.0
+            max_connections=100, max_keepalive_connections=100, keepalive_expiry=4.0
         )
         return {"verify": context, "limits": limits, "http2": _has_http2()}
 
