@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import praval
-from praval.cli import demo
+from praval.cli import approvals, demo
 
 app = typer.Typer(
     name="praval",
@@ -17,6 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("demo")(demo.demo)
+app.add_typer(approvals.app, name="approvals")
 
 
 def _version(wanted: bool) -> None:

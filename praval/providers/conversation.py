@@ -238,7 +238,8 @@ async def _with_results(desk: _Desk, messages: tuple[Message, ...]) -> tuple[Mes
 
 async def _finish(call: Call, desk: _Desk, response: Response) -> None:
     if desk.approvals is not None and await desk.approvals.resume(desk.scope) is not None:
-        await desk.approvals.finish(desk.scope)
+        is_spore = desk.scope.startswith("spore/")
+        await desk.approvals.finish(desk.scope, keep_answers=is_spore)
     if call.history_key is not None:
         remember(call, response)
 

@@ -173,13 +173,19 @@ class Approvals:
             )
         )
 
-    async def finish(self, scope: str) -> None:
-        """Forget the paused conversation: it came to its end. Its questions stay readable."""
+    async def finish(self, scope: str, *, keep_answers: bool) -> None:
+        """Forget the paused conversation: it came to its end. Its questions stay readable.
+
+        Args:
+            scope: what was paused.
+            keep_answers: the same calls in the same scope are not asked for, nor made, again (the
+                scope is a spore, whose handler may be retried); otherwise they are.
+        """
 
         def forget(db: sqlite3.Connection) -> None:
             db.execute("DELETE FROM paused WHERE scope = ?", (scope,))
-            # a later conversation in the same place asks anew
-            db.execute("UPDATE approvals SET place = id WHERE scope = ?", (scope,))
+            if not keep_answers:
+                db.execute("UPDATE approvals SET place = id WHERE scope = ?", (scope,))
 
         await self._do(forget)
 

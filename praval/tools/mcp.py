@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import functools
 import re
+import ssl
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from mcp import Client
 
 CONNECT_TIMEOUT = 30.0
+READ_TIMEOUT = 300.0
+"""Seconds of silence that a stream of a server may have."""
 
 
 class MCPTool:
@@ -250,6 +254,7 @@ class _Session:
 
 def _make_client(server: MCPServer, stack: contextlib.AsyncExitStack) -> Client:
     """Make the SDK's client; in a thread, for the import alone takes a second."""
+    import jsonschema  # noqa: F401 - or the SDK imports it, and reads files, on the loop
     from mcp import Client
     from mcp.client.stdio import StdioServerParameters
     from mcp.client.streamable_http import streamable_http_client
@@ -259,11 +264,14 @@ def _make_client(server: MCPServer, stack: contextlib.AsyncExitStack) -> Client:
         return Client(
             StdioServerParameters(command=command, args=args, env=server.env, cwd=server.cwd)
         )
-    if not server.headers:
-        return Client(server.target)
+    import httpcore2  # noqa: F401 - as above
     import httpx2
 
-    http = httpx2.AsyncClient(headers=server.headers, timeout=httpx2.Timeout(30.0, read=300.0))
+    http = httpx2.AsyncClient(
+        headers=server.headers,
+        timeout=httpx2.Timeout(CONNECT_TIMEOUT, read=READ_TIMEOUT),
+        verify=_tls_context(),
+    )
     stack.push_async_callback(http.aclose)
     return Client(streamable_http_client(server.target, http_client=http))
 
@@ -274,6 +282,14 @@ def _is_lost(error: Exception) -> bool:
     from mcp_types import CONNECTION_CLOSED
 
     return not isinstance(error, MCPError) or error.error.code == CONNECTION_CLOSED
+
+
+@functools.cache
+def _tls_context() -> ssl.SSLContext:
+    """Return the TLS context that all servers share: it takes long to make."""
+    import httpx2
+
+    return httpx2.create_ssl_context()
 
 
 async def _all_tools(client: Client) -> list[Any]:
