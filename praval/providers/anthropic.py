@@ -85,9 +85,9 @@ class AnthropicProvider(HttpProvider):
         super().__init__(
             base_url or environment().get("ANTHROPIC_BASE_URL", "").strip() or BASE_URL,
             require_key("anthropic", api_key),
-            model=model or DEFAULT_MODEL,
+            model=DEFAULT_MODEL if model is None else model,
             temperature=temperature,
-            max_tokens=max_tokens or DEFAULT_MAX_TOKENS,
+            max_tokens=DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens,
             allow_plaintext=allow_plaintext,
         )
 

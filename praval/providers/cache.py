@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
-import functools
 import hashlib
 import logging
 import sqlite3
@@ -32,6 +31,10 @@ log = logging.getLogger("praval.providers")
 MAX_ENTRIES = 1_000
 """Answers that the cache in memory keeps; those not used for longest go first."""
 FILE = "responses.sqlite"
+PREFIX = "praval:response:"
+"""How the keys in Redis begin."""
+REDIS_TIMEOUT = 5.0
+"""Seconds after which the model is asked rather than waited for Redis."""
 
 
 class _Kept(msgspec.Struct, omit_defaults=True):
@@ -131,28 +134,32 @@ class SqliteStore:
 
 
 class RedisStore:
-    """Keeps answers in Redis, for all processes that use it."""
+    """Keeps answers in Redis, for all processes that use it.
+
+    The blocking client, in worker threads: its connections serve all loops of the process.
+    """
 
     def __init__(self, url: str) -> None:
         try:
-            import redis.asyncio
+            import redis
         except ModuleNotFoundError as error:
             raise ConfigurationError(
                 "The response cache in Redis needs the package 'redis'. Install it with: "
                 'pip install "praval-asyncio[storage]"'
             ) from error
-        self._make: Callable[[], Any] = functools.partial(redis.asyncio.Redis.from_url, url)
+        self._client: Any = redis.Redis.from_url(
+            url, socket_timeout=REDIS_TIMEOUT, socket_connect_timeout=REDIS_TIMEOUT
+        )
 
     async def get(self, key: str) -> bytes | None:
         """Return what is kept."""
-        async with self._make() as client:
-            value: bytes | None = await client.get(f"praval:response:{key}")
-            return value
+        value: bytes | None = await asyncio.to_thread(self._client.get, f"{PREFIX}{key}")
+        return value
 
     async def set(self, key: str, value: bytes, ttl: float) -> None:
         """Keep a value for ``ttl`` seconds."""
-        async with self._make() as client:
-            await client.set(f"praval:response:{key}", value, px=max(1, int(ttl * 1000)))
+        until = max(1, int(ttl * 1000))
+        await asyncio.to_thread(self._client.set, f"{PREFIX}{key}", value, px=until)
 
 
 _stores: dict[str, Store] = {}

@@ -67,7 +67,7 @@ class CohereProvider(HttpProvider):
         super().__init__(
             base_url or named.strip() or BASE_URL,
             require_key("cohere", api_key),
-            model=model or DEFAULT_MODEL,
+            model=DEFAULT_MODEL if model is None else model,
             temperature=temperature,
             max_tokens=max_tokens,
             allow_plaintext=allow_plaintext,

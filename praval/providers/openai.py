@@ -65,7 +65,7 @@ class OpenAIProvider(OpenAICompatibleProvider):
         super().__init__(
             base_url or variables.get("OPENAI_BASE_URL", "").strip() or BASE_URL,
             require_key("openai", api_key),
-            model=model or DEFAULT_MODEL,
+            model=DEFAULT_MODEL if model is None else model,
             temperature=temperature,
             max_tokens=max_tokens,
             allow_plaintext=allow_plaintext,

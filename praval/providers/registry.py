@@ -137,9 +137,8 @@ def configure_providers(configs: Mapping[str, Mapping[str, Any]]) -> None:
 def forget_configurations() -> None:
     """Forget what :func:`configure_providers` was told, and what circuits and rates remember."""
     with _registry.lock:
-        for name in _registry.configs:
-            for providers in _registry.loops.values():
-                providers.made.pop(name, None)
+        for providers in _registry.loops.values():
+            providers.made.clear()
         _registry.configs.clear()
         _registry.guards.clear()
 

@@ -149,6 +149,12 @@ class ModelServer:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
+    async def __aenter__(self) -> Self:
+        return await asyncio.to_thread(self.__enter__)
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.to_thread(self.stop)
+
     def stop(self) -> None:
         """Close the port and all connections; stopping twice is harmless."""
         if self._thread.is_alive():

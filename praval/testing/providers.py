@@ -106,16 +106,14 @@ async def check_provider(
 
 @contextlib.asynccontextmanager
 async def _bench(make: Maker, dialect: Dialect) -> AsyncIterator[Bench]:
-    server = ModelServer(dialect, KEY)
-    await asyncio.to_thread(server.__enter__)
-    provider = make(server.url, KEY)
-    register_provider(NAME, provider, limits=Limits(max_retries=0, failures=1_000))
-    try:
-        yield Bench(server, dialect, provider)
-    finally:
-        unregister_provider(NAME)
-        await provider.aclose()
-        await asyncio.to_thread(server.stop)
+    async with ModelServer(dialect, KEY) as server:
+        provider = make(server.url, KEY)
+        register_provider(NAME, provider, limits=Limits(max_retries=0, failures=1_000))
+        try:
+            yield Bench(server, dialect, provider)
+        finally:
+            unregister_provider(NAME)
+            await provider.aclose()
 
 
 @contextlib.contextmanager
