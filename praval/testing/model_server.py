@@ -132,7 +132,7 @@ class ModelServer:
         self._judged: dict[bytes, str | None] = {}
         self._last = Reply([dialect.text("fine")])
         self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="model-server")
+        self._thread = threading.Thread(target=self._run, name="model-server", daemon=True)
         self._stop: asyncio.Event
 
     def reply(self, *replies: Reply) -> None:

@@ -124,9 +124,9 @@ def _raises(kind: type[Exception]) -> Any:
     except Exception as error:  # noqa: BLE001 - judged below
         caught.append(error)
     assert caught, f"{kind.__name__} was expected"
-    (error,) = caught
-    assert isinstance(error, kind), f"{kind.__name__} was expected, not {error!r}"
-    assert KEY not in f"{error} {error!r} {error.__cause__!r}", "the key is in the error"
+    (failure,) = caught
+    assert isinstance(failure, kind), f"{kind.__name__} was expected, not {failure!r}"
+    assert KEY not in f"{failure} {failure!r} {failure.__cause__!r}", "the key is in the error"
 
 
 # ------------------------------------------------------------------------------------ answers

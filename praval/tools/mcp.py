@@ -9,6 +9,7 @@ import functools
 import re
 import ssl
 from collections.abc import Collection, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -254,7 +255,7 @@ class _Session:
 
 def _make_client(server: MCPServer, stack: contextlib.AsyncExitStack) -> Client:
     """Make the SDK's client; in a thread, for the import alone takes a second."""
-    import jsonschema  # noqa: F401 - or the SDK imports it, and reads files, on the loop
+    import_module("jsonschema")  # or the SDK imports it, and reads files, on the loop
     from mcp import Client
     from mcp.client.stdio import StdioServerParameters
     from mcp.client.streamable_http import streamable_http_client
@@ -264,7 +265,7 @@ def _make_client(server: MCPServer, stack: contextlib.AsyncExitStack) -> Client:
         return Client(
             StdioServerParameters(command=command, args=args, env=server.env, cwd=server.cwd)
         )
-    import httpcore2  # noqa: F401 - as above
+    import_module("httpcore2")  # as above
     import httpx2
 
     http = httpx2.AsyncClient(
