@@ -117,7 +117,7 @@ class LocalProvider(RequestProvider):
         request = msgspec.structs.replace(request, model=lane.client.model)
         async with lane.free:
             try:
-                return await lane.client.respond(request)
+                return (await lane.client.respond(request)).altered(cost=0.0)
             except ProviderConnectionError as error:
                 await _explain(lane, error)
                 raise
@@ -130,7 +130,7 @@ class LocalProvider(RequestProvider):
             try:
                 async with contextlib.aclosing(lane.client.stream(request)) as pieces:
                     async for piece in pieces:
-                        yield piece
+                        yield piece.altered(cost=0.0) if isinstance(piece, Response) else piece
             except ProviderConnectionError as error:
                 await _explain(lane, error)
                 raise

@@ -4,8 +4,6 @@ that the guide defines are there to be imported."""
 # prints: risky: success after 2 attempts
 # prints: metrics: monitored_agent success
 
-import _models
-
 from praval import (
     agent,
     cached_agent,
