@@ -32,6 +32,7 @@ from praval.providers.messages import (
     as_dicts,
     as_functions,
 )
+from praval.providers.resilience import Guard
 from praval.settings import Settings
 from praval.sync import hop, in_thread
 
@@ -117,7 +118,7 @@ async def _ask(request: ChatRequest, candidate: Candidate, terms: Terms) -> Resp
     store, key = await _place(provider, request, candidate, terms)
     if store is not None and (kept := await cache.find(store, key)) is not None:
         return kept.altered(provider=candidate.name)
-    guard = registry.guard_of(candidate.name)
+    guard = registry.guard_of(candidate.name, candidate.found)
     attempt = 0
     while True:
         attempt += 1
@@ -126,7 +127,7 @@ async def _ask(request: ChatRequest, candidate: Candidate, terms: Terms) -> Resp
                 answer = await _in_time(provider, limit, _form(provider)(provider, request))
             break
         except Exception as error:  # noqa: BLE001 - raised there, unless it is tried again
-            await _wait_or_raise(error, attempt, candidate.name, terms)
+            await _wait_or_raise(error, attempt, guard, terms)
     response = await _entered(checked(provider, answer), candidate)
     if store is not None:
         await cache.keep(store, key, response, terms.settings.performance.cache_ttl)
@@ -143,11 +144,12 @@ async def _stream(
         yield kept.text
         yield kept.altered(provider=candidate.name)
         return
+    guard = registry.guard_of(candidate.name, candidate.found)
     attempt, begun = 0, False
     while True:
         attempt += 1
         try:
-            async with registry.guard_of(candidate.name).attempt():
+            async with guard.attempt():
                 source = await _source(provider, request)
                 async with contextlib.aclosing(source):
                     while (piece := await _in_time(provider, limit, source.step())) is not None:
@@ -163,12 +165,11 @@ async def _stream(
         except Exception as error:
             if begun:  # what was delivered cannot be taken back
                 raise
-            await _wait_or_raise(error, attempt, candidate.name, terms)
+            await _wait_or_raise(error, attempt, guard, terms)
 
 
-async def _wait_or_raise(error: Exception, attempt: int, name: str, terms: Terms) -> None:
+async def _wait_or_raise(error: Exception, attempt: int, guard: Guard, terms: Terms) -> None:
     """Sleep before the next attempt, if there is to be one; else raise the error."""
-    guard = registry.guard_of(name)
     retries = guard.limits.max_retries
     if retries is None:
         retries = terms.settings.performance.max_retries

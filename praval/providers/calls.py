@@ -360,7 +360,7 @@ def _is_simple(call: Call) -> bool:
     found = candidate.found
     if others or not isinstance(found, BaseProvider) or plain_form(found) is None:
         return False
-    limits = registry.guard_of(candidate.name).limits
+    limits = registry.guard_of(candidate.name, found).limits
     return not (
         call.tools
         or (call.granted and call.agent is not None and granted_to(call.agent))

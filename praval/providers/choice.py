@@ -86,7 +86,7 @@ def _resolved(name: str | None, model: str | None) -> Candidate:
         return registry.find(label)
 
     found = registry.resolve(name, first_available)
-    return Candidate(label, found, model)
+    return Candidate(label or type(found).__name__, found, model)
 
 
 def _family(model: str) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -185,8 +186,9 @@ async def _opened(call: Call) -> dict[str, Callee]:
     if call.agent is not None and call.granted:
         given += [each for each in granted_to(call.agent) if each not in given]
     for each in given:
+        several: Any = getattr(each, "tools", None)  # an MCPServer's method
         tools: list[Callee] = (
-            list(await each.tools()) if hasattr(each, "tools") else [as_tool(each, call.agent)]
+            list(await several()) if inspect.ismethod(several) else [as_tool(each, call.agent)]
         )
         for one in tools:
             if found.setdefault(one.name, one) is not one:

@@ -43,7 +43,7 @@ class _Registry:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.registered: dict[str, BaseProvider] = {}
-        self.overrides: list[BaseProvider] = []
+        self.overrides: list[tuple[BaseProvider, Guard]] = []
         self.checks: list[Check] = []
         self.configs: dict[str, ProviderConfig] = {}
         self.guards: dict[str, Guard] = {}
@@ -155,9 +155,12 @@ def is_registered(name: str) -> bool:
         return name in _registry.registered or name in _registry.configs
 
 
-def guard_of(name: str) -> Guard:
-    """Return what stands before a provider."""
+def guard_of(name: str, found: Found) -> Guard:
+    """Return what stands before a provider; one that answers for all others has its own."""
     with _registry.lock:
+        for provider, guard in _registry.overrides:
+            if provider is found:
+                return guard
         if name not in _registry.guards:
             _registry.guards[name] = Guard(name)
         return _registry.guards[name]
@@ -212,7 +215,7 @@ def resolve(name: str | None, otherwise: Callable[[], Found]) -> Found:
     """Return what answers calls for ``name``; ``otherwise`` chooses when no name was given."""
     with _registry.lock:
         if _registry.overrides:
-            return _registry.overrides[-1]
+            return _registry.overrides[-1][0]
         checks = list(_registry.checks)
     found = otherwise() if name is None else find(name)
     for check in checks:
@@ -227,7 +230,7 @@ def is_overridden() -> bool:
 
 def add_override(provider: BaseProvider) -> Callable[[], None]:
     """Let ``provider`` answer all calls of this process; return what ends that."""
-    return _added(_registry.overrides, provider)
+    return _added(_registry.overrides, (provider, Guard(type(provider).__name__)))
 
 
 def add_check(check: Check) -> Callable[[], None]:

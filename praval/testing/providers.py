@@ -137,7 +137,7 @@ async def answers_with_text_usage_and_model(bench: Bench) -> None:
     """The text arrives as it was sent, in any language, and so do the counts of tokens."""
     bench.server.reply(Reply([bench.dialect.text("Grüße 🌊", input_tokens=12, output_tokens=34)]))
     response = await bench.ask(max_tokens=50)
-    assert response == "Grüße 🌊"
+    assert response.text == "Grüße 🌊"
     assert (response.usage.input_tokens, response.usage.output_tokens) == (12, 34)
     assert response.model
     assert response.provider == NAME
@@ -186,7 +186,7 @@ async def calls_tools_side_by_side_and_sends_the_results_back(bench: Bench) -> N
     ]
     bench.server.reply(Reply([bench.dialect.calls(calls)]), Reply([bench.dialect.text("Blue.")]))
     response = await bench.ask("Weather?", tools=[weather, broken])
-    assert response == "Blue."
+    assert response.text == "Blue."
     first, second = bench.server.requests
     assert "Tell the weather." in first.body.decode()
     sent = second.body.decode()
@@ -225,7 +225,7 @@ async def streams_before_the_body_ends(bench: Bench) -> None:
             gate.open()
     assert "".join(pieces) == "Grüße 🌊"
     assert pieces[0] == "Gr"
-    assert stream.response == "Grüße 🌊"
+    assert stream.response.text == "Grüße 🌊"
     assert (stream.response.usage.input_tokens, stream.response.usage.output_tokens) == (3, 9)
     assert stream.response.finish_reason == "stop"
     bench.asked_once()
