@@ -25,8 +25,8 @@ from praval.sync import refuse_on_loop
 
 if TYPE_CHECKING:
     from praval.core.reef import Reef
-    from praval.providers.calls import AnswerStream
     from praval.providers.messages import Response
+    from praval.providers.streams import AnswerStream
 
 T = TypeVar("T")
 Handler = Callable[..., Any]

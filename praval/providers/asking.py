@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -22,19 +21,12 @@ from praval.errors import (
     ProviderTimeoutError,
 )
 from praval.providers import accounts, cache, prices, registry
-from praval.providers.base import BaseProvider, plain_form
+from praval.providers.base import BaseProvider
 from praval.providers.budgets import current_budget, remaining_time
-from praval.providers.messages import (
-    ChatRequest,
-    Message,
-    OutputSchema,
-    Response,
-    as_dicts,
-    as_functions,
-)
+from praval.providers.forms import checked, form_of, source_of, takes_schemas
+from praval.providers.messages import ChatRequest, Response, in_words
 from praval.providers.resilience import Guard
 from praval.settings import Settings
-from praval.sync import hop, in_thread
 
 
 class Candidate(NamedTuple):
@@ -124,7 +116,7 @@ async def _ask(request: ChatRequest, candidate: Candidate, terms: Terms) -> Resp
         attempt += 1
         try:
             async with guard.attempt():
-                answer = await _in_time(provider, limit, _form(provider)(provider, request))
+                answer = await _in_time(provider, limit, form_of(provider)(provider, request))
             break
         except Exception as error:  # noqa: BLE001 - raised there, unless it is tried again
             await _wait_or_raise(error, attempt, guard, terms)
@@ -150,7 +142,7 @@ async def _stream(
         attempt += 1
         try:
             async with guard.attempt():
-                source = await _source(provider, request)
+                source = await source_of(provider, request)
                 async with contextlib.aclosing(source):
                     while (piece := await _in_time(provider, limit, source.step())) is not None:
                         if isinstance(piece, Response):
@@ -192,7 +184,7 @@ async def _prepared(
     changes: dict[str, Any] = {"timeout": limit}
     if candidate.model is not None:
         changes["model"] = candidate.model
-    if request.output is not None and not callable(getattr(provider, "respond", None)):
+    if request.output is not None and not takes_schemas(provider):
         request = in_words(request, request.output)
     return provider, msgspec.structs.replace(request, **changes), limit
 
@@ -249,125 +241,3 @@ def entered(response: Response, candidate: Candidate) -> Response:
     if (limit := current_budget()) is not None:
         limit.charge(response.usage, response.cost)
     return response
-
-
-# ------------------------------------------------------------- the forms a provider may have
-
-Form = Callable[[BaseProvider, ChatRequest], Any]
-
-
-def _form(provider: BaseProvider) -> Form:
-    if callable(getattr(provider, "respond", None)):
-        return _typed
-    return _worded if callable(getattr(provider, "achat", None)) else _in_a_thread
-
-
-async def _typed(provider: Any, request: ChatRequest) -> object:
-    loop = await registry.claim(provider)
-    return await hop(loop, provider.respond(request))
-
-
-async def _worded(provider: Any, request: ChatRequest) -> object:
-    messages, options = as_dicts(request.messages), options_for(provider, request)
-    loop = await registry.claim(provider)
-    return await hop(loop, provider.achat(messages, model=request.model, **options))
-
-
-async def _in_a_thread(provider: Any, request: ChatRequest) -> object:
-    return await in_thread(plainly, provider, request)
-
-
-def plainly(provider: Any, request: ChatRequest) -> object:
-    """Call the provider's blocking ``chat``, here."""
-    options = options_for(provider, request)
-    try:
-        return plain_form(provider)(as_dicts(request.messages), model=request.model, **options)
-    except StopIteration as error:  # no future can carry one
-        raise RuntimeError(f"{provider!r} raised StopIteration") from error
-
-
-def options_for(provider: BaseProvider, request: ChatRequest) -> dict[str, Any]:
-    """Return the keyword arguments for a provider's ``chat`` or ``achat``."""
-    options = dict(request.options)
-    for name in ("temperature", "max_tokens"):
-        if (value := getattr(request, name)) is not None:
-            options[name] = value
-    if request.tools:
-        options["tools"] = as_functions(request.tools)
-    if provider.takes_timeout:
-        options["timeout"] = request.timeout
-    return options
-
-
-class _Source:
-    """The pieces of one answer, step by step, on the loop to which the provider belongs."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, stream: Any) -> None:
-        self._loop = loop
-        self._stream = stream
-
-    async def step(self) -> str | Response | None:
-        """Return the next piece; None: there are no more."""
-        piece: str | Response | None = await hop(self._loop, anext_or_none(self._stream))
-        return piece
-
-    async def aclose(self) -> None:
-        """Stop, and close the connection."""
-        await hop(self._loop, self._stream.aclose())
-
-
-async def anext_or_none(stream: Any) -> Any:
-    """Return the next item, or None at the end."""
-    try:
-        return await anext(stream)
-    except StopAsyncIteration:
-        return None
-
-
-async def _source(provider: Any, request: ChatRequest) -> _Source:
-    if callable(getattr(provider, "stream", None)):
-        loop = await registry.claim(provider)
-        return _Source(loop, provider.stream(request))
-    return _Source(asyncio.get_running_loop(), _whole(provider, request))
-
-
-async def _whole(
-    provider: BaseProvider, request: ChatRequest
-) -> AsyncGenerator[str | Response, None]:
-    response = checked(provider, await _form(provider)(provider, request))
-    if response:
-        yield response.text
-    yield response
-
-
-def checked(provider: BaseProvider, answer: object) -> Response:
-    """Return what a provider answered as a Response.
-
-    Raises:
-        ProviderError: it is no text.
-    """
-    if isinstance(answer, Response):
-        return answer
-    if isinstance(answer, str):
-        return Response(answer)
-    if inspect.iscoroutine(answer):
-        answer.close()  # or it would warn that it was never awaited
-    raise ProviderError(
-        f"{provider!r} must answer with a string, and returned {type(answer).__name__}."
-    )
-
-
-def in_words(request: ChatRequest, output: OutputSchema) -> ChatRequest:
-    """Return the request with the wanted schema as a system turn, for who takes no schema."""
-    system = [each for each in request.messages if each.role == "system"]
-    words = Message("system", instruction(output))
-    return msgspec.structs.replace(request, messages=(*system, words, *request.turns), output=None)
-
-
-def instruction(output: OutputSchema) -> str:
-    """Return the words that ask for an answer of this schema."""
-    schema = msgspec.json.encode(output.schema).decode()
-    return (
-        "Answer with one JSON value and nothing else: no explanation, no code fence. It must fit "
-        f"this JSON schema: {schema}"
-    )

@@ -17,6 +17,7 @@ from praval.providers.messages import (
     Usage,
     as_dicts,
     as_functions,
+    in_words,
 )
 from praval.providers.openai_compatible import failed_midway, no_text
 from praval.providers.sse import Event
@@ -82,6 +83,8 @@ class CohereProvider(HttpProvider):
         """Return the JSON of a chat."""
         if request.options.get("stream"):
             raise ConfigurationError("stream=True is no option of chat(): use astream().")
+        if request.tools and request.output is not None:
+            request = in_words(request, request.output)  # it takes no schema beside tools
         body: dict[str, Any] = {
             **request.options,
             "model": request.model,

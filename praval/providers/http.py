@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import ipaddress
 import logging
 import ssl
 import threading
@@ -31,6 +30,7 @@ from praval.providers.base import RequestProvider
 from praval.providers.messages import ChatRequest, Response
 from praval.providers.refusals import quoted, refusal
 from praval.providers.sse import Event, EventDecoder
+from praval.tools.addresses import is_plaintext_to_others
 
 if TYPE_CHECKING:
     import httpx
@@ -125,7 +125,7 @@ class HttpProvider(RequestProvider):
         self._api_key = _checked_key(api_key)
         self._client: httpx.AsyncClient | None = None
         self._client_loop: asyncio.AbstractEventLoop | None = None
-        if self._api_key and not allow_plaintext and _is_plaintext_to_others(self.base_url):
+        if self._api_key and not allow_plaintext and is_plaintext_to_others(self.base_url):
             raise ConfigurationError(
                 f"The API key for {self.base_url} would travel unencrypted: use https, or "
                 "allow_plaintext=True in a network you trust."
@@ -370,14 +370,3 @@ def _check_defaults(model: object, temperature: object, max_tokens: object) -> N
         isinstance(max_tokens, int) and not isinstance(max_tokens, bool) and max_tokens >= 1
     ):
         raise ConfigurationError("A provider's max_tokens must be 1 or more.")
-
-
-def _is_plaintext_to_others(url: str) -> bool:
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    if parts.scheme == "https" or host == "localhost":
-        return False
-    try:
-        return not ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return True

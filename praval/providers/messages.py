@@ -302,3 +302,19 @@ def as_functions(tools: Iterable[ToolSpec]) -> list[dict[str, Any]]:
         }
         for tool in tools
     ]
+
+
+def in_words(request: ChatRequest, output: OutputSchema) -> ChatRequest:
+    """Return the request with the wanted schema as a system turn, for who takes no schema."""
+    system = [each for each in request.messages if each.role == "system"]
+    words = Message("system", instruction(output))
+    return msgspec.structs.replace(request, messages=(*system, words, *request.turns), output=None)
+
+
+def instruction(output: OutputSchema) -> str:
+    """Return the words that ask for an answer of this schema."""
+    schema = msgspec.json.encode(output.schema).decode()
+    return (
+        "Answer with one JSON value and nothing else: no explanation, no code fence. It must fit "
+        f"this JSON schema: {schema}"
+    )

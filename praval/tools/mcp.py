@@ -23,6 +23,7 @@ from praval.sync import (
     hop,
     owner_loop,
 )
+from praval.tools.addresses import is_plaintext_to_others
 from praval.tools.tool import TIMEOUT, checked_name
 
 if TYPE_CHECKING:
@@ -76,14 +77,15 @@ class MCPServer:
             standard input and output are spoken to.
         env: environment variables for the command, beside a few harmless ones.
         cwd: the directory in which the command runs.
-        headers: sent with each HTTP request, for instance an Authorization.
+        headers: sent with each HTTP request, for instance an Authorization; over https only,
+            unless to this machine or with ``allow_plaintext=True``.
         only: names of the tools to offer; default: all.
         prefix: put before each name, to keep two servers' tools apart.
         requires_approval: True, or names of tools: a human must agree before each call.
         timeout: seconds one call may take; None: no limit.
 
     Raises:
-        ConfigurationError: the target is neither.
+        ConfigurationError: the target is neither, or a header would travel unencrypted.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class MCPServer:
         prefix: str = "",
         requires_approval: bool | Collection[str] = False,
         timeout: float | None = TIMEOUT,
+        allow_plaintext: bool = False,
     ) -> None:
         if isinstance(target, str) and not target.startswith(("http://", "https://")):
             raise ConfigurationError(
@@ -105,6 +108,12 @@ class MCPServer:
             )
         if not target or not all(isinstance(word, str) for word in target):
             raise ConfigurationError("MCPServer's command must be a list of words.")
+        has_secrets = bool(headers) and isinstance(target, str) and not allow_plaintext
+        if has_secrets and is_plaintext_to_others(str(target)):
+            raise ConfigurationError(
+                "The headers for this MCPServer would travel unencrypted: use https, or "
+                "allow_plaintext=True in a network you trust."
+            )
         self.target: str | list[str] = target if isinstance(target, str) else list(target)
         self.env = dict(env) if env is not None else None
         self.cwd = cwd

@@ -178,6 +178,15 @@ def test_a_target_that_is_neither_address_nor_command_is_refused(target: Any) ->
         MCPServer(target)
 
 
+def test_headers_do_not_travel_unencrypted_to_another_host() -> None:
+    """They hold tokens; this machine, and a network one trusts, are another matter."""
+    with pytest.raises(ConfigurationError, match="unencrypted") as caught:
+        MCPServer("http://gpu.example/mcp", headers={"Authorization": "secret"})
+    assert "secret" not in str(caught.value)
+    MCPServer("http://127.0.0.1:1/mcp", headers={"Authorization": "secret"})
+    MCPServer("http://gpu.example/mcp", headers={"A": "b"}, allow_plaintext=True)
+
+
 def test_secrets_are_not_shown() -> None:
     """Neither in an address nor in a header."""
     server = MCPServer(

@@ -4,6 +4,8 @@ that the guide defines are there to be imported."""
 # prints: risky: success after 2 attempts
 # prints: metrics: monitored_agent success
 
+import _models  # noqa: F401
+
 from praval import (
     agent,
     cached_agent,
