@@ -174,19 +174,25 @@ async def _wait_or_raise(error: Exception, attempt: int, guard: Guard, terms: Te
 
 async def _prepared(
     request: ChatRequest, candidate: Candidate, terms: Terms
-) -> tuple[BaseProvider, ChatRequest, float]:
+) -> tuple[BaseProvider, ChatRequest, float | None]:
     """Return the provider, the request with its model and time, and the seconds it may take."""
     provider = await registry.on_this_loop(candidate.found)
     configured = registry.timeout_of(candidate.name)
     limit = terms.timeout or configured or terms.settings.performance.timeout
-    if (left := remaining_time()) is not None:
-        limit = max(0.001, min(limit, left))
-    changes: dict[str, Any] = {"timeout": limit}
+    left = remaining_time()
+    # the deadline around the whole call may end this too: a second clock, striking at the same
+    # time, would cancel what the first has begun to close
+    has_deadline = terms.timeout is not None or (left is not None and left <= limit)
+    seconds = limit if left is None else max(0.001, min(limit, left))
+    changes: dict[str, Any] = {
+        "timeout": None if has_deadline and takes_schemas(provider) else seconds
+    }
     if candidate.model is not None:
         changes["model"] = candidate.model
     if request.output is not None and not takes_schemas(provider):
         request = in_words(request, request.output)
-    return provider, msgspec.structs.replace(request, **changes), limit
+    request = msgspec.structs.replace(request, **changes)
+    return provider, request, None if has_deadline else seconds
 
 
 async def _place(
@@ -208,7 +214,7 @@ def _check_budget() -> None:
         limit.check()
 
 
-async def _in_time(provider: BaseProvider, limit: float, work: Any) -> Any:
+async def _in_time(provider: BaseProvider, limit: float | None, work: Any) -> Any:
     # a provider that takes time-outs begins to count when it really asks
     scope = asyncio.timeout(None if provider.takes_timeout else limit)
     try:

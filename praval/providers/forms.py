@@ -48,7 +48,7 @@ def plainly(provider: Any, request: ChatRequest) -> object:
 
 
 def takes_schemas(provider: BaseProvider) -> bool:
-    """Whether the provider is given the schema of a wanted type; others are told in words."""
+    """Whether the provider is asked by a ChatRequest: others are told of a schema in words."""
     return callable(getattr(provider, "respond", None))
 
 

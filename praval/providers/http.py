@@ -12,9 +12,9 @@ import functools
 import logging
 import ssl
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -35,6 +35,7 @@ from praval.tools.addresses import is_plaintext_to_others
 if TYPE_CHECKING:
     import httpx
 
+T = TypeVar("T")
 _tls_lock = threading.Lock()
 
 
@@ -165,7 +166,7 @@ class HttpProvider(RequestProvider):
         content = self._encoded(self.body(request, stream=False))
         client = await self._open()
         async with self._errors(request.timeout):
-            response = await client.post(self.base_url + self.path, content=content)
+            response = await _finishing(client.post(self.base_url + self.path, content=content))
         if response.status_code != 200:
             raise self.refused(response.status_code, response.headers, response.content)
         try:
@@ -190,17 +191,17 @@ class HttpProvider(RequestProvider):
         headers = {"Accept": "text/event-stream"}
         async with contextlib.AsyncExitStack() as connection:
             async with self._errors(request.timeout):
-                response = await connection.enter_async_context(
-                    client.stream("POST", self.base_url + self.path, content=content,
-                                  headers=headers)
-                )  # fmt: skip
+                url = self.base_url + self.path
+                asked = client.build_request("POST", url, content=content, headers=headers)
+                response = await _finishing(client.send(asked, stream=True))
+                connection.push_async_callback(_closed, response)
                 if response.status_code != 200:
                     body = await response.aread()
                     raise self.refused(response.status_code, response.headers, body)
             pieces = response.aiter_bytes()
             while True:
                 async with self._errors(request.timeout):
-                    piece = await anext(pieces, None)
+                    piece = await _finishing(_next(pieces))
                 if piece is None:
                     break
                 for event in decoder.feed(piece):
@@ -327,6 +328,40 @@ class HttpProvider(RequestProvider):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.base_url}>"
+
+
+async def _finishing(work: Coroutine[Any, Any, T]) -> T:
+    """Await work that a cancellation ends, but that a second one does not keep from closing.
+
+    httpcore closes a connection in several steps; a task that is cancelled again between them
+    (by a time-out inside a time-out, for instance) would leave it open.
+    """
+    task = asyncio.ensure_future(work)
+    task.add_done_callback(_seen)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.cancel()
+        await asyncio.wait([task])
+        raise
+
+
+async def _next(pieces: AsyncIterator[bytes]) -> bytes | None:
+    """Return the next piece, or None at the end."""
+    return await anext(pieces, None)
+
+
+async def _closed(response: httpx.Response) -> None:
+    """Close a stream, whatever is cancelled meanwhile."""
+    task = asyncio.ensure_future(response.aclose())
+    task.add_done_callback(_seen)
+    await asyncio.shield(task)
+
+
+def _seen(task: asyncio.Future[Any]) -> None:
+    """Take note of an exception for which nobody waits any more."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _checked_url(url: object) -> str:

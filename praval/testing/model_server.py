@@ -11,6 +11,7 @@ import contextlib
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
@@ -162,6 +163,7 @@ class ModelServer:
         self._thread.join()
 
     def _run(self) -> None:
+        import_module("h11")  # or the first connection imports it on the loop
         asyncio.run(self._serve())
 
     async def _serve(self) -> None:

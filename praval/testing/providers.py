@@ -279,7 +279,6 @@ async def leaving_a_stream_closes_its_connection(bench: Bench) -> None:
 async def cancelling_a_stream_closes_its_connection(bench: Bench) -> None:
     """In the middle of a wait for the next piece; the request is not sent again."""
     head, *_ = bench.dialect.events(["a", "b"])
-    bench.server.reply(Reply([head, b": \n"], ends="never"))
     begun = asyncio.Event()
 
     async def read() -> None:
@@ -287,13 +286,18 @@ async def cancelling_a_stream_closes_its_connection(bench: Bench) -> None:
             async for _ in stream:
                 begun.set()
 
-    reading = asyncio.create_task(read())
-    await asyncio.wait_for(begun.wait(), PATIENCE)
-    reading.cancel()
-    await asyncio.wait([reading])
-    assert reading.cancelled(), "the cancellation was swallowed"
-    await bench.deserted()
-    bench.asked_once()
+    for steps in range(1, 6):  # cancelled once, and again while it is closing
+        bench.server.reply(Reply([head, b": \n"], ends="never"))
+        begun.clear()
+        reading = asyncio.create_task(read())
+        await asyncio.wait_for(begun.wait(), PATIENCE)
+        for _ in range(steps):
+            reading.cancel()
+            await asyncio.sleep(0)
+        await asyncio.wait([reading])
+        assert reading.cancelled(), "the cancellation was swallowed"
+        await bench.deserted()
+        bench.asked_once()
 
 
 @_case
@@ -465,6 +469,22 @@ async def cancelling_a_call_closes_its_connection(bench: Bench) -> None:
     bench.asked_once()
     bench.server.reply(Reply([bench.dialect.text("again")]))
     assert await bench.ask() == "again"
+
+
+@_case
+async def cancelling_a_call_twice_closes_its_connection_too(bench: Bench) -> None:
+    """The second cancellation, while the first is being carried out, leaves nothing open."""
+    for steps in range(1, 6):
+        bench.server.reply(Reply(ends="silence"))
+        call = asyncio.ensure_future(bench.ask())
+        await bench.arrived()
+        for _ in range(steps):
+            call.cancel()
+            await asyncio.sleep(0)
+        await asyncio.wait([call])
+        assert call.cancelled(), "the cancellation was swallowed"
+        await bench.deserted()
+        bench.asked_once()
 
 
 @_case

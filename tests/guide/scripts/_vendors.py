@@ -6,6 +6,7 @@ Each answers with its name and the model that it was asked for.
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import sys
 from pathlib import Path
@@ -15,6 +16,8 @@ sys.path.append(str(Path(__file__).parents[2] / "providers"))
 from dialects import Anthropic, Cohere, OpenAIChat
 
 from praval.testing import Dialect, ModelServer, Reply, Request
+
+logging.getLogger("asyncio").setLevel(logging.ERROR)  # a busy machine is slow, in debug mode too
 
 
 def served(name: str, dialect: Dialect) -> ModelServer:
