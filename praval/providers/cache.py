@@ -122,7 +122,7 @@ class SqliteStore:
         db = sqlite3.connect(self.path, timeout=10.0)
         try:
             self.path.chmod(0o600)  # questions and answers may be confidential
-            db.execute("PRAGMA journal_mode = WAL")
+            # no WAL: two that switch to it at once do not wait for one another
             db.execute(
                 "CREATE TABLE IF NOT EXISTS responses "
                 "(key TEXT PRIMARY KEY, until REAL NOT NULL, value BLOB NOT NULL)"

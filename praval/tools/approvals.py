@@ -227,7 +227,7 @@ def _opened(path: Path) -> Iterator[sqlite3.Connection]:
     db = sqlite3.connect(path, timeout=10.0, isolation_level=None)
     try:
         path.chmod(0o600)  # arguments and results may be confidential
-        db.execute("PRAGMA journal_mode = WAL")
+        # no WAL: two that switch to it at once do not wait for one another
         db.executescript(_SCHEMA)
         db.execute("BEGIN IMMEDIATE")
         try:

@@ -227,6 +227,16 @@ def test_the_command_line_lists_approves_and_denies(caller: Any, paid: list[int]
     assert paid == [5]
 
 
+async def test_many_questions_at_once_in_a_new_file_wait_for_one_another(tmp_path: Path) -> None:
+    """Whoever comes first makes the file; none is told that it is locked."""
+    file = Approvals(tmp_path / "new" / "approvals.sqlite")
+    asked = await asyncio.gather(
+        *(file.pause(f"s{n}", b"[]", [("1.0", None, "pay", "{}")]) for n in range(20))
+    )
+    assert len({each.id for (each,) in asked}) == 20
+    assert len(await file.pending()) == 20
+
+
 def test_only_the_user_can_read_the_file(tmp_path: Path) -> None:
     """Arguments may be confidential."""
     path = tmp_path / "a" / "approvals.sqlite"
