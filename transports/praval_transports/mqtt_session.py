@@ -21,12 +21,11 @@ if TYPE_CHECKING:
 
 IDENTIFIERS = 268_435_455
 """How many subscription identifiers there are."""
-LETTER = "praval-topic"
-"""Header that dead letters have, and nothing else."""
+LETTERS = ":letters"
+"""The topics below this level of the dead-letter topic are the dead letters. No topic of ours has
+a colon: they are encoded."""
 EMPTY = "praval-empty"
 """Header of a dead letter without a body: a retained message must have one."""
-CLEARED = "praval-cleared"
-"""Header of the message that removes a dead letter: subscribers get it too."""
 
 
 class MQTTIncoming(Incoming):
@@ -196,13 +195,13 @@ class Session:
         )
 
     def _is_unwanted(self, incoming: MQTTIncoming, topic: str) -> bool:
-        """Read what is said of dead letters; whether it is nothing for our subscriptions."""
-        headers, dead = incoming.headers, self.link.dead
-        if CLEARED in headers:
-            return True
-        if LETTER not in headers or topic.rpartition("/")[0] != "/".join(dead):
+        """Read a dead letter; whether it is one that our subscriptions do not get here."""
+        dead = self.link.dead
+        if not topic.startswith(f"{'/'.join(dead)}/{LETTERS}/"):
             return False
-        if headers.pop(EMPTY, None) is not None:
+        if not incoming.body:
+            return True  # it says that somebody has removed the letter
+        if incoming.headers.pop(EMPTY, None) is not None:
             incoming.body = b""
         incoming.topic = dotted(dead)
         if self._group == incoming.topic:
