@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, ClassVar, NamedTuple
 from urllib.parse import urlsplit
 
-from praval.core.transport import SCHEMES, MessageTransport
+from praval.core.transport import SCHEMES, Capabilities, MessageTransport
 from praval.testing.transports.network import Network, Proxy
 
 
@@ -81,6 +81,11 @@ class TransportHarness(ABC):
     @abstractmethod
     def transport(self) -> type[MessageTransport]:
         """The class under test."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it can do as :meth:`config` configures it: by default what its class says."""
+        return self.transport.capabilities
 
     @abstractmethod
     def config(self) -> dict[str, Any]:

@@ -161,7 +161,7 @@ class Trial:
 
     def __init__(self, harness: TransportHarness, case: str) -> None:
         self.harness = harness
-        self.capabilities = harness.transport.capabilities
+        self.capabilities = harness.capabilities
         self.name = f"{case}-{os.getpid()}-{next(_trials)}"
         """Part of all names at the broker, so that no run meets another."""
         self._clients: list[MessageTransport] = []
