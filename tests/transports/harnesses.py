@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar, Self
 
-from praval.core.transport import MessageTransport, TransportFactory
+from praval.core.transport import Capabilities, MessageTransport, TransportFactory
 from praval.errors import TransportConnectionError
 from praval.testing.transports import Broker, Mutual, Network, TransportHarness
 from praval_transports.base import Link
@@ -17,6 +17,7 @@ from praval_transports.config import Address
 from praval_transports.dispatch import Listening
 from praval_transports.local import LocalLink, LocalTransport, _buses
 from praval_transports.message import Outgoing
+from praval_transports.stomp_servers import SERVERS
 from tests.servers import ActiveMQ, Mosquitto, RabbitMQ, Redis, Server
 
 # -- local: a bus without a network, so the network is played --------------------------------
@@ -229,6 +230,10 @@ class ActiveMQHarness(ServerHarness):
 class RabbitMQStompHarness(ServerHarness):
     name = "stomp (RabbitMQ)"
     protocol = "stomp"
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return SERVERS["rabbitmq"].capabilities
 
     def config(self) -> dict[str, Any]:
         server = self.server
