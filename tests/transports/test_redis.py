@@ -818,7 +818,7 @@ async def test_redis_url_is_another_name_of_url(config: Config) -> None:
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"url": "rediss://localhost/0?ssl_cert_reqs=none"}, "query"),
+        ({"url": "rediss://localhost/0?ssl_cert_reqs=none"}, "ssl_cert_reqs"),
         ({"url": "rediss://localhost/cache"}, "database"),
         ({"url": "redis://localhost/0"}, "allow_plaintext"),
         ({"prefix": ""}, "prefix"),
