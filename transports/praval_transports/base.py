@@ -243,6 +243,7 @@ class BrokerTransport(MessageTransport, Generic[C]):
                 errors.append(error)
                 continue
             self._address = address
+            self._next_broker = self.config.addresses.index(address) + 1
             return link
         raise errors[0]
 
@@ -269,10 +270,8 @@ class BrokerTransport(MessageTransport, Generic[C]):
         addresses = self.config.addresses
         if self.config.load_balancing == "random":
             return random.sample(addresses, len(addresses))
-        first = 0
-        if self.config.load_balancing == "round_robin":
-            first = self._next_broker % len(addresses)
-            self._next_broker = first + 1
+        in_turn = self.config.load_balancing == "round_robin"
+        first = self._next_broker % len(addresses) if in_turn else 0
         return [*addresses[first:], *addresses[:first]]
 
     def _use(self, link: Link) -> None:
