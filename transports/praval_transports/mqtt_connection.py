@@ -177,9 +177,7 @@ class Connection(Wire):
             )
         return reason.value != NO_MATCHING_SUBSCRIBERS
 
-    async def hear(
-        self, pattern: str, *, identifier: int | None = None, retained: bool = False
-    ) -> None:
+    async def hear(self, pattern: str, identifier: int, *, retained: bool = False) -> None:
         """Subscribe; ``identifier`` comes with each message, ``retained`` ones come too.
 
         Raises:
