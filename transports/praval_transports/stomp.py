@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from itertools import count, cycle
 from typing import Any, Literal
 from uuid import uuid4
@@ -34,6 +34,8 @@ from praval_transports.stomp_servers import SERVERS, Headers
 
 LONGEST_GROUP = 240
 """Bytes: a queue's name has 255 on RabbitMQ."""
+MARKING = 2.0
+"""Seconds that the broker may take to store a marker."""
 
 
 class STOMPConfig(BrokerConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -81,14 +83,15 @@ class Consumer:
 
     connection: Connection
 
-    def __init__(self, link: StompLink, listening: Listening, queues: Sequence[Headers]) -> None:
+    def __init__(self, link: StompLink, listening: Listening, prefetch: int) -> None:
         self.leaving = False
         self.dropped = False
         """Its group does not exist any more: there is nothing to acknowledge."""
         self._link = link
         self._server = link.server
         self._listening = listening
-        self._destinations = [queue["destination"] for queue in queues]
+        self._patterns = tuple(dict.fromkeys(listening.patterns))
+        self.queues = link.server.subscriptions(self._patterns, listening.group, prefetch)
         self._held = 0
         """Messages handed over that are neither acknowledged nor given back."""
 
@@ -113,15 +116,10 @@ class Consumer:
 
     def _comes_by_another(self, topic: str, headers: Headers) -> bool:
         """Whether it also comes by a pattern before the one that this copy comes by."""
-        patterns = self._listening.patterns
-        if len(patterns) == 1 or self._server.one_queue:
+        if len(self._patterns) == 1 or self._server.one_queue:
             return False
-        by, queue = int(headers["subscription"]), headers["destination"]
-        if self._listening.group is not None and queue in self._destinations:
-            # a subscription with a wildcard also reads the queues of topics that it matches
-            by = self._destinations.index(queue)
-        segments = tuple(topic.split("."))
-        return any(matches(pattern, segments) for pattern in patterns[:by])
+        segments, by = tuple(topic.split(".")), int(headers["subscription"])
+        return any(matches(pattern, segments) for pattern in self._patterns[:by])
 
     def acknowledge(self, incoming: StompIncoming) -> None:
         """Tell the broker that it is done with."""
@@ -137,8 +135,8 @@ class Consumer:
         elif self._server.nack_requeues:
             frames.nack(headers["ack"], requeue="true")
         elif self._listening.group is not None:
-            queue = self._destinations[int(headers["subscription"])]
-            await self._link.send_again(incoming, queue)
+            queue = self.queues[int(headers["subscription"])]
+            await self._link.send_again(incoming, queue["destination"])
             frames.ack(headers["ack"])
         else:  # nobody else may have it
             await asyncio.sleep(0)
@@ -175,7 +173,7 @@ class StompLink(Link):
         self._consumers: dict[Listening, Consumer] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self._burying = asyncio.Lock()
-        self._has_grave = False
+        self._dead_are_kept = False
 
     async def open(self) -> None:
         """Make the connections that publish."""
@@ -202,37 +200,42 @@ class StompLink(Link):
     async def _publish(self, headers: Headers, own: Mapping[str, str], body: bytes) -> None:
         headers |= write_headers(own)
         headers["persistent"] = "true"
-        headers["content-length"] = str(len(body))
         await next(self._publishers).request("SEND", headers, body)
 
     async def bury(self, message: Outgoing) -> None:
         """See :class:`Link`. The group that is named as the topic keeps it."""
         async with self._burying:
-            if not self._has_grave:
+            if not self._dead_are_kept:
                 async with self._visit([message.topic], dotted(message.topic)):
-                    self._has_grave = True
+                    self._dead_are_kept = True
         await self.send(message)
 
     # -- subscribing ---------------------------------------------------------------------
 
     async def listen(self, listening: Listening) -> None:
         """See :class:`Link`."""
-        prefetch = self._config.prefetch_count
-        queues = self.server.subscriptions(listening.patterns, listening.group, prefetch)
-        consumer = Consumer(self, listening, queues)
+        consumer = Consumer(self, listening, self._config.prefetch_count)
         connection = consumer.connection = await self._connect(consumer.lost)
         connection.on_message = consumer.receive
         try:
-            for number, queue in enumerate(queues):
+            for number, queue in enumerate(consumer.queues):
                 await _subscribe(connection, number, queue)
-                if listening.group is not None and self.server.forgets_empty_queues:
-                    marker = {"destination": queue["destination"], "persistent": "true"}
-                    await connection.request("SEND", {**marker, MARKER: "1"})
+            if listening.group is not None and self.server.forgets_empty_queues:
+                await self._mark(consumer.queues)
         except BaseException:
             consumer.leaving = True
+            self._connections.discard(connection)
             await connection.abort()
             raise
         self._consumers[listening] = consumer
+
+    async def _mark(self, queues: Sequence[Headers]) -> None:
+        """Let queues outlive a restart. A broker too full for that must not keep consumers out."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(MARKING):
+                for queue in queues:
+                    marker = {"destination": queue["destination"], "persistent": "true"}
+                    await next(self._publishers).request("SEND", {**marker, MARKER: "1"})
 
     async def leave(self, listening: Listening, *, drop_group: bool) -> None:
         """See :class:`Link`."""

@@ -17,11 +17,7 @@ from collections.abc import Callable, Mapping
 from itertools import count
 from typing import Any, cast
 
-from praval.errors import (
-    TransportConnectionError,
-    TransportError,
-    TransportLoginError,
-)
+from praval.errors import TransportConnectionError, TransportError, TransportLoginError
 from praval_transports.config import Address
 
 # the import would look this host's name up in the DNS, which may take seconds
@@ -109,6 +105,8 @@ class Connection(asyncio.Protocol):
         """
         await self._writable.wait()
         receipt = headers["receipt"] = str(next(self._receipts))
+        if body:  # else it would end at its first NUL
+            headers["content-length"] = str(len(body))
         answer = self._expect(receipt)
         self.frames.send_frame(command, headers, body)
         try:
@@ -162,10 +160,11 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See :class:`asyncio.Protocol`."""
-        mine = self._lost is not None
+        logging_in = LOGIN in self._waiting
+        known = logging_in or self._lost is not None
         if self._beat is not None:
             self._beat.cancel()
-        if LOGIN in self._waiting and isinstance(exc, OSError):
+        if logging_in and isinstance(exc, OSError):
             self._lost = exc  # why TLS failed is explained by who asked
         elif self._lost is None:
             self._lost = TransportConnectionError(f"{self._name} {self._reason(exc)}.")
@@ -175,7 +174,7 @@ class Connection(asyncio.Protocol):
                 answer.set_exception(_copy(self._lost))
         self._writable.set()
         self._gone.set()
-        if not mine:
+        if not known:
             self._on_lost(self._lost)
 
     def _reason(self, exc: Exception | None) -> str:
@@ -243,7 +242,8 @@ class Connection(asyncio.Protocol):
             about = next(iter(self._waiting))
         said = _said(frame)
         if about == LOGIN:
-            self._answer(LOGIN, TransportLoginError(f"{self._name} refuses the login: {said}."))
+            why = f"{self._name} refuses the login: {said}. Check the username and the password."
+            self._answer(LOGIN, TransportLoginError(why))
         elif about in self._waiting:
             self._answer(about, TransportError(f"{self._name} refuses that: {said}."))
         else:
@@ -281,6 +281,8 @@ class Connection(asyncio.Protocol):
             headers={**headers, "heart-beat": f"{every},{every}"}, with_connect_command=True
         )
         frame = await answer
+        if frame.headers.get("version") != "1.2":
+            raise TransportConnectionError(f"{self._name} does not speak STOMP 1.2.")
         theirs = frame.headers.get("heart-beat", "0,0").replace(" ", "").split(",")
         send, expect = calculate_heartbeats(theirs, (every, every))
         # twice as often as promised and half as strict: clocks and networks are not exact

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import msgspec
 
-from praval.core.topics import REST, Topic, dotted
+from praval.core.topics import REST, Topic, dotted, has_wildcard
 from praval.core.transport import Capabilities
 
 Headers = dict[str, str]
@@ -72,8 +72,10 @@ class ActiveMQ(Server):
     """ActiveMQ Classic: virtual topics. A group has a consumer queue for each pattern.
 
     The topic ``a.b`` is ``/topic/VirtualTopic.a.b``, a group's queue for it
-    ``/queue/Consumer.<group>.VirtualTopic.a.b``. In both ``*`` stays and ``#`` is ``>``. A group
-    should not hear one topic by two subscriptions with different patterns: it gets it twice.
+    ``/queue/Consumer.<group>.VirtualTopic.a.b``. In both ``*`` stays and ``#`` is ``>``. For a
+    pattern with these the consumer's name has the pattern, as in ``g~a/#``: by a queue's name with
+    wildcards all queues are read that match, and of copies of a message one alone can be
+    acknowledged. What a group hears by two subscriptions with different patterns it gets twice.
 
     For priorities the broker needs the policy ``prioritizedMessages="true"``; KahaDB then knows
     three: below, at and above the default.
@@ -90,10 +92,10 @@ class ActiveMQ(Server):
         self, patterns: Sequence[Topic], group: str | None, prefetch: int
     ) -> list[Headers]:
         """See :class:`Server`."""
-        names = [_virtual_topic(pattern) for pattern in patterns]
-        if group is not None:
-            member = _quoted(group).replace(".", "%2E")  # a group is one segment of the name
-            names = [name.replace("/topic/", f"/queue/Consumer.{member}.", 1) for name in names]
+        names = [
+            _virtual_topic(pattern) if group is None else _consumer_queue(group, pattern)
+            for pattern in patterns
+        ]
         limit = _share(prefetch, patterns)
         return [{"destination": name, "activemq.prefetchSize": limit} for name in names]
 
@@ -195,9 +197,17 @@ def _virtual_topic(pattern: Topic) -> str:
     return f"/topic/VirtualTopic.{'.'.join(segments)}"
 
 
+def _consumer_queue(group: str, pattern: Topic) -> str:
+    consumer = _quoted(group).replace(".", "%2E")  # it is one segment of the queue's name
+    if has_wildcard(pattern):
+        consumer += "~" + "/".join(map(_quoted, pattern)).replace("*", "+")
+    return _virtual_topic(pattern).replace("/topic/", f"/queue/Consumer.{consumer}.", 1)
+
+
 def _group_queue(group: str) -> str:
     return f"praval.{group}"
 
 
 def _share(prefetch: int, patterns: Sequence[Topic]) -> str:
+    """Return what each pattern's subscription may hold: at least one message."""
     return str(max(1, prefetch // len(patterns)))
