@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from itertools import count
 from typing import Any
 
+import psutil
 import pytest
 import redis
 import redis.asyncio
@@ -363,7 +364,10 @@ async def test_a_member_that_works_keeps_its_message(
 ) -> None:
     """However long a callback runs: signs of life keep others from claiming it."""
     pace = {"claim_idle": 1.5}
-    async with connected(config, **pace) as working, connected(config, **pace) as waiting:
+    async with (
+        connected(config, **pace, prefetch_count=1) as working,  # full: it claims nothing itself
+        connected(config, **pace) as waiting,
+    ):
         stuck, inbox = Stuck(), Inbox()
         await working.subscribe("news", stuck, group="readers")
         await working.publish("news", b"x")
@@ -440,6 +444,26 @@ async def test_a_member_that_closes_hands_its_messages_on(config: Config) -> Non
         await closing
         assert stuck.bodies == [b"0"]
         assert b"0" not in inbox.bodies
+
+
+async def test_what_was_read_beyond_the_prefetch_is_handed_on_too(config: Config) -> None:
+    """A member that leaves keeps nothing that its callback has not seen."""
+    stuck, inbox, names = Stuck(), Inbox(), ["a", "b", "c", "d"]
+    async with connected(config) as staying:
+        leaving = RedisTransport()
+        await leaving.initialize({**config, "prefetch_count": 1})
+        subscription = await leaving.subscribe(names, Inbox(), group="readers")
+        await leaving.unsubscribe(subscription)
+        for name in names:  # they are there when it comes, and each stream gives it one
+            await staying.publish(name, name.encode())
+        await leaving.subscribe(names, stuck, group="readers")
+        await stuck.has(1)
+        closing = asyncio.create_task(leaving.close())
+        await staying.subscribe(names, inbox, group="readers")
+        await inbox.has(3)
+        stuck.released.set()
+        await closing
+        assert sorted(stuck.bodies + inbox.bodies) == [b"a", b"b", b"c", b"d"]
 
 
 async def test_no_more_than_the_prefetch_is_held(config: Config) -> None:
@@ -740,13 +764,15 @@ async def test_nothing_stays_behind_after_close(config: Config, admin: redis.asy
     ],
 )
 async def test_a_refused_login_says_so_and_shows_no_password(
-    config: Config, changes: Config, caplog: pytest.LogCaptureFixture
+    config: Config, changes: Config, redis_server: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """In the error, in its causes and in the log."""
+    """In the error, in its causes and in the log; and the connection is closed."""
     caplog.set_level(logging.DEBUG)
     with pytest.raises(TransportLoginError, match="refused the login") as caught:
         async with connected(config, **changes):
             pass
+    ours = psutil.Process().net_connections("tcp")
+    assert not [each for each in ours if each.raddr and each.raddr.port == redis_server.port]
     shown = "".join(traceback.format_exception(caught.value)) + caplog.text
     assert changes.get("password", config["url"].split(":")[2].split("@")[0]) not in shown
 
