@@ -205,6 +205,7 @@ class Trial:
         """Make a transport and connect it. Clients with a name each have a ``client_id``."""
         transport = self.new()
         await transport.initialize(self.config(name, **changes))
+        expect_equal(transport.capabilities, self.capabilities, "what it says it can do")
         return transport
 
     async def network(self) -> Network:
@@ -271,7 +272,7 @@ class Trial:
         try:
             yield self
             for client in self._clients:
-                await client.close()
+                await self._close(client)
                 health = client.health()
                 expect(health.state in ("new", "closed"), f"closed, but state {health.state}")
                 expect_equal(
@@ -282,5 +283,12 @@ class Trial:
         finally:
             for client in self._clients:
                 with contextlib.suppress(Exception):  # the first error is the one to tell
-                    await client.close()
+                    await self._close(client)
             await self._exits.aclose()
+
+    async def _close(self, client: MessageTransport) -> None:
+        try:
+            async with asyncio.timeout(self.harness.patience):
+                await client.close()
+        except TimeoutError:
+            raise NonconformityError(f"close() took {self.harness.patience:g} s") from None

@@ -110,7 +110,6 @@ async def offline_group(trial: Trial) -> str:
     worker, inbox = await trial.client("worker"), trial.inbox()
     await worker.subscribe(topic, inbox, group=group)
     await trial.nothing_more(publisher, topic, inbox, bodies)
-    expect_equal(inbox.attempts, [1] * 51, "the attempts")
     return YES
 
 
