@@ -11,7 +11,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.t
 INPUTS := pyproject.toml constraints.txt
 VENV   := .venv/.stamp-venv
 
-.PHONY: help demo test servers lint soak bench bench-wire lock clean
+.PHONY: help demo test servers lint matrix soak bench bench-wire lock clean
 .NOTPARALLEL:
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo "             make demo ARGS=\"some/folder --out /tmp/x\"   (default: Python's asyncio)"
 	@echo "make test    the test suite             make test ARGS=\"-k journal\""
 	@echo "make lint    ruff, mypy, pyright, import contracts"
+	@echo "make matrix  run the transports' conformance suite, and write its table in docs/transports.md"
 	@echo "make soak    per broker 20,000 spores, 5 killed hosts, 3 killed brokers; prints the counts"
 	@echo "make bench   the performance budgets    make bench ARGS=\"...\""
 	@echo "make bench-wire  transports against the raw client libraries and FastStream, on brokers"
@@ -42,6 +43,9 @@ lint: .venv/.stamp-dev
 	$(PY) -m pyright
 	@# its cache overlooks a module that appeared after the one that imports it
 	.venv/bin/lint-imports --no-logo --no-cache
+
+matrix: .venv/.stamp-dev servers
+	@$(PY) -m tests.transports.matrix
 
 # some 4 minutes; -s shows what became of the spores on each broker
 soak: .venv/.stamp-dev servers

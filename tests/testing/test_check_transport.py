@@ -68,6 +68,21 @@ def test_a_harness_needs_two_things() -> None:
     assert minimal.broker() is None
 
 
+class PlainHarness(RedisHarness):
+    """Leaves it to the suite to demand client certificates."""
+
+    mutual = TransportHarness.mutual
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.startswith("client_certificate")])
+async def test_the_suite_can_demand_client_certificates(case: str, redis_server: Redis) -> None:
+    """Where the author's broker cannot: by a proxy before it, which looks at revocation too."""
+    result = await run_case(case, PlainHarness(redis_server, lambda: redis_server))
+    if result.error is not None:
+        raise result.error
+    assert result.verdict == "yes"
+
+
 # -- it can fail -----------------------------------------------------------------------------
 
 
