@@ -261,6 +261,20 @@ async def test_a_second_subscription_of_a_group_does_not_disturb_the_first(
         assert client.health().reconnects == 0
 
 
+async def test_a_group_that_is_dropped_while_messages_come_in_costs_no_connection(
+    config: Config, topic: str
+) -> None:
+    async with connected(config) as client:
+        inbox = Inbox()
+        handle = await client.subscribe(topic, inbox, group="desk")
+        publishing = [asyncio.ensure_future(client.publish(topic, b"")) for _ in range(300)]
+        await inbox.has(1)
+        await client.unsubscribe(handle, drop_group=True)
+        await asyncio.gather(*publishing)
+        await until(lambda: nobody_hears(client, topic))
+        assert client.health().reconnects == 0
+
+
 # -- acknowledgement -------------------------------------------------------------------------
 
 
@@ -337,6 +351,23 @@ async def test_cancelled_publications_leave_room_for_others(
         assert client.health().reconnects == 0
 
 
+async def test_publications_that_wait_for_room_go_over_the_next_connection(
+    mosquitto: Mosquitto, front: TlsFront, topic: str
+) -> None:
+    forever = {"confirm_timeout": 3600, "publish_timeout": 3600}
+    async with connected(config_for(mosquitto, front.url, **forever)) as client:
+        await asyncio.to_thread(front.stall)
+        publishing = [asyncio.ensure_future(client.publish(topic, b"")) for _ in range(60)]
+        await asyncio.sleep(0)
+        for each in publishing[:20]:  # as many as Mosquitto takes at once
+            each.cancel()
+        await asyncio.wait(publishing[:20])
+        await asyncio.to_thread(front.cut)
+        await asyncio.to_thread(front.resume)
+        async with asyncio.timeout(20):
+            await asyncio.gather(*publishing[20:])
+
+
 # -- patterns that overlap -------------------------------------------------------------------
 
 
@@ -372,9 +403,11 @@ async def test_a_group_may_change_its_patterns_and_gets_each_message_once(
             await client.subscribe([f"{topic}.a", f"{topic}.b"], Inbox(), group="desk")
         for name in "ab":
             await publisher.publish(f"{topic}.{name}", name.encode())
-        async with connected(config) as client:
-            inbox = Inbox()
+        async with connected(config, prefetch_count=1) as client:
+            subscribed = asyncio.Event()
+            inbox = Inbox(lambda _: subscribed.wait())
             await client.subscribe([f"{topic}.*", f"{topic}.#"], inbox, group="desk")
+            subscribed.set()
             await publisher.publish(f"{topic}.c", b"new")
             await inbox.has(3)
             await publisher.publish(f"{topic}.a", b"newer")  # the session hears that twice
@@ -646,9 +679,9 @@ async def test_it_works_on_each_kind_of_loop(config: Config, topic: str) -> None
     async with connected(config) as client:
         inbox = Inbox()
         await client.subscribe(topic, inbox, group="desk")
-        await client.publish(topic, bytes(1_000_000))
-        await client.publish(topic, b"small")
-        assert await inbox.has(2) == [bytes(1_000_000), b"small"]
+        large = bytes(8_000_000)  # more than the socket takes at once
+        await asyncio.gather(client.publish(topic, large), client.publish(topic, b"small"))
+        assert await inbox.has(2) == [large, b"small"]
 
 
 async def test_sockets_get_the_options_of_the_config(mosquitto: Mosquitto) -> None:

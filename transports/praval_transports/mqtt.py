@@ -58,6 +58,8 @@ from praval_transports.mqtt_session import EMPTY, LETTERS, Session
 
 RANDOM_EXPIRY = 60
 """Seconds that the sessions of a random client id last: long enough for a reconnection."""
+FAREWELL = 2.0
+"""Seconds that the broker has to take note that we go."""
 
 
 class MQTTConfig(BrokerConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -118,7 +120,8 @@ class MQTTLink(Link):
         try:
             await asyncio.sleep(0)  # what can be written at once is
             if meant and connections:
-                await asyncio.wait([connection.ended for connection in connections])
+                ended = [connection.ended for connection in connections]
+                await asyncio.wait(ended, timeout=FAREWELL)
         finally:
             for connection in connections:
                 connection.abort()

@@ -112,7 +112,7 @@ class Connection(Wire):
             raise
 
     def hang_up(self, session_expiry: int | None = None) -> None:
-        """Say good-bye when all before it is sent; ``ended`` is done then.
+        """Say good-bye after all that waits to be sent; ``ended`` is done when the broker has it.
 
         Args:
             session_expiry: seconds that the broker keeps the session; None: as agreed.

@@ -167,7 +167,7 @@ class Session:
     # -- messages ------------------------------------------------------------------------
 
     def _receive(self, message: Publication) -> None:
-        if self._retired:
+        if not self.listenings:
             return  # it stays unacknowledged, and with it in the session
         if message.again:
             for held in self._held:

@@ -22,7 +22,9 @@ from praval_transports.mqtt_codec import Publication, read_publication
 TOGETHER = 16_000
 """Bytes of packets that make one write: a little less than a record of TLS."""
 DISCONNECT = 0xE0
-"""First byte of the packet with which paho closes the socket."""
+"""First byte of the packet after which paho closes the socket at once."""
+OTHER = 0x00
+"""First byte of a packet that means nothing to paho."""
 
 
 class Ear(logging.Logger):
@@ -93,8 +95,10 @@ class Wire(aiomqtt.Client, ABC):
 
     def _enqueue(self, command: int, packet: bytes, *rest: Any) -> MQTTErrorCode:
         """Queue a packet for paho: what is small and waits together is written together."""
+        if command == DISCONNECT:
+            command = OTHER  # the broker closes it, when it has read that
         queue = self._paho._out_packet
-        if queue and command != DISCONNECT and queue[-1]["pos"] == 0:
+        if queue and queue[-1]["pos"] == 0:
             last = queue[-1]
             if last["to_process"] + len(packet) < TOGETHER:
                 last["packet"] += packet
