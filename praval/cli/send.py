@@ -16,13 +16,19 @@ from praval.settings import current_settings, merge
 
 
 def send(
-    data: Annotated[
+    what: Annotated[
         str,
         typer.Argument(
             metavar="TYPE|JSON|-",
-            help="What to send: a type alone, a JSON object, or - for JSON from standard input.",
+            help="What to send: a type, a JSON object, or - for JSON from standard input.",
         ),
     ],
+    data: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[JSON|-]", help="With a type: the rest of the knowledge.", show_default=False
+        ),
+    ] = None,
     *,
     to: Annotated[
         str | None, typer.Option(metavar="AGENT", help="The only receiver.", show_default=False)
@@ -41,7 +47,7 @@ def send(
 ) -> None:
     """Publish a spore, and say under which id the broker has it; or ask an agent."""
     with refusals("send"):
-        knowledge = _read(data)
+        knowledge = _knowledge(what, data)
         if request and to is None:
             raise ConfigurationError("--request asks one agent: say which with --to.")
         if request and channel is not None:
@@ -64,12 +70,21 @@ def send(
         typer.echo(f"sent {receipt.id}")
 
 
-def _read(data: str) -> dict[str, Any]:
-    if data != "-" and not data.lstrip().startswith(("{", "[", '"')):
-        return {"type": data}
+def _knowledge(what: str, data: str | None) -> dict[str, Any]:
+    is_json = what == "-" or what.lstrip().startswith(("{", "[", '"'))
+    if data is None:
+        return _read(what) if is_json else {"type": what}
+    if is_json:
+        raise ConfigurationError("Send a type and its JSON, or JSON that holds the type: not both.")
+    knowledge = _read(data)
+    if knowledge.setdefault("type", what) != what:
+        raise ConfigurationError(f"The JSON's type is {knowledge['type']!r}, not {what!r}.")
+    return knowledge
+
+
+def _read(text: str) -> dict[str, Any]:
     try:
-        text = sys.stdin.read() if data == "-" else data
-        found = msgspec.json.decode(text)
+        found = msgspec.json.decode(sys.stdin.read() if text == "-" else text)
     except (msgspec.DecodeError, UnicodeError) as error:
         raise ConfigurationError(f"This is no JSON: {error}.") from None
     if not isinstance(found, dict):

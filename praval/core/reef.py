@@ -261,7 +261,7 @@ class Reef:
             async with asyncio.timeout(seconds):
                 await self.books.wait_idle()
         except TimeoutError:
-            log.warning("%d deliveries were not done %s s after closing", self.pending, seconds)
+            log.warning("%d deliveries were not done when the draining ended", self.pending)
 
     async def _shut_down(self) -> None:
         if self._housekeeping is not None:

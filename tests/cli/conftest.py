@@ -31,7 +31,12 @@ class Broker(NamedTuple):
         return {"PRAVAL_TRANSPORT": self.url}
 
 
-PROTOCOLS = {"rabbitmq": "amqp", "redis_server": "redis"}
+PROTOCOLS = {
+    "rabbitmq": "amqp",
+    "mosquitto": "mqtt",
+    "activemq": "stomp",
+    "redis_server": "redis",
+}
 
 
 def broker_of(request: pytest.FixtureRequest, name: str) -> Broker:
@@ -40,9 +45,9 @@ def broker_of(request: pytest.FixtureRequest, name: str) -> Broker:
     return Broker(server, PROTOCOLS[name], f"cli-{secrets.token_hex(4)}")
 
 
-@pytest.fixture(params=PROTOCOLS)
+@pytest.fixture(params=["rabbitmq", "redis_server"])
 def broker(request: pytest.FixtureRequest) -> Broker:
-    """Each broker in turn."""
+    """Two that differ; that each transport keeps the contract is shown in tests/transports."""
     return broker_of(request, request.param)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from commands import PRAVAL, Running, environment, praval, write_module
-from conftest import Broker
+from conftest import PROTOCOLS, Broker, broker_of
 
 from tests.servers import Redis, free_port
 from tests.servers.plugin import FreshServer
@@ -44,8 +44,12 @@ def team(broker: Broker, tmp_path: Path) -> Iterator[Running]:
 # -- ping ------------------------------------------------------------------------------------
 
 
-def test_ping_tells_the_broker_and_the_round_trip(broker: Broker) -> None:
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_ping_tells_the_broker_and_the_round_trip(
+    request: pytest.FixtureRequest, name: str
+) -> None:
     """The broker comes from the environment or from the option."""
+    broker = broker_of(request, name)
     where = f"{broker.protocol} at localhost:{broker.server.port}: connected in "
     for ended in (praval("ping", **broker.environment), praval("ping", "--transport", broker.url)):
         assert ended.code == 0, ended.errors
@@ -128,11 +132,11 @@ def test_agents_lists_who_is_at_work(broker: Broker, team: Running) -> None:
 
 def test_agents_of_another_namespace_are_not_seen(broker: Broker, team: Running) -> None:
     """An empty answer is no failure."""
-    ended = praval("agents", "--namespace", "elsewhere", **broker.environment)
+    command = ["agents", "--namespace", "elsewhere", "--wait", 0.3]
+    ended = praval(*command, **broker.environment)
     assert ended.code == 0
     assert ended.output == "No host of namespace 'elsewhere' answered.\n"
-    ended = praval("agents", "--namespace", "elsewhere", "--json", **broker.environment)
-    assert ended.output == "[]\n"
+    assert praval(*command, "--json", **broker.environment).output == "[]\n"
 
 
 @pytest.mark.parametrize("form", ["--json", "--watch"])
@@ -192,11 +196,13 @@ def test_hostile_names_reach_the_terminal_escaped(redis: Broker, tmp_path: Path)
 def test_send_publishes_a_type_or_json(broker: Broker, team: Running) -> None:
     """On the main channel unless told otherwise; it prints the id under which it was sent."""
     for data, stdin, heard in (
-        ("flash", None, "heard flash None None"),
-        ('{"type": "rain", "text": "cats"}', None, "heard rain cats None"),
-        ("-", '{"text": "sun"}\n', "heard None sun None"),
+        (["flash"], None, "heard flash None None"),
+        (['{"type": "rain", "text": "cats"}'], None, "heard rain cats None"),
+        (["-"], '{"text": "sun"}\n', "heard None sun None"),
+        (["snow", '{"text": "flakes"}'], None, "heard snow flakes None"),
+        (["hail", "-"], '{"text": "stones", "type": "hail"}', "heard hail stones None"),
     ):
-        ended = praval("send", data, "--channel", "news", *broker.options, stdin=stdin)
+        ended = praval("send", *data, "--channel", "news", *broker.options, stdin=stdin)
         assert ended.code == 0, ended.errors
         word, spore_id = ended.output.split()
         assert (word, len(spore_id)) == ("sent", 32)
@@ -207,30 +213,25 @@ def test_send_publishes_a_type_or_json(broker: Broker, team: Running) -> None:
 
 def test_send_asks_an_agent(broker: Broker, team: Running) -> None:
     """The reply is JSON on standard output, ready for a pipe."""
-    data = '{"type": "add", "a": 2, "b": 40}'
-    ended = praval("send", data, "--to", "adder", "--request", *broker.options)
+    data = '{"a": 2, "b": 40}'
+    ended = praval("send", "add", "--to", "adder", "--request", data, *broker.options)
     assert ended.code == 0, ended.errors
     assert json.loads(ended.output) == {"sum": 42, "text": "ß\u2028"}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_send_tells_a_failure_in_a_sentence(broker: Broker, team: Running) -> None:
+    """Exit code 1: the agent failed, or nobody is there."""
+    for arguments, message in (
         (['{"type": "add", "a": null}', "--to", "adder", "--request"], "nothing to add"),
         (["add", "--to", "addr", "--request"], "No agent 'addr' on any host"),
         (["add", "--to", "addr"], "No agent 'addr' on any host"),
         (["flash", "--channel", "nowhere"], "nobody in namespace"),
-    ],
-)
-def test_send_tells_a_failure_in_a_sentence(
-    broker: Broker, team: Running, arguments: list[str], message: str
-) -> None:
-    """Exit code 1: the agent failed, or nobody is there."""
-    ended = praval("send", *arguments, *broker.options)
-    assert ended.code == 1, ended
-    assert message in ended.errors
-    assert len(ended.errors.splitlines()) == 1
-    assert not ended.output
+    ):
+        ended = praval("send", *arguments, *broker.options)
+        assert ended.code == 1, ended
+        assert message in ended.errors
+        assert len(ended.errors.splitlines()) == 1
+        assert not ended.output
 
 
 def test_send_waits_no_longer_than_it_is_told(redis: Broker, tmp_path: Path) -> None:
@@ -253,6 +254,9 @@ def test_send_waits_no_longer_than_it_is_told(redis: Broker, tmp_path: Path) -> 
         (["[1, 2]"], "must be an object"),
         (['"text"'], "must be an object"),
         (["-"], "no JSON"),
+        (["x", "text"], "no JSON"),
+        (["x", '{"type": "y"}'], "The JSON's type is 'y', not 'x'"),
+        (['{"type": "x"}', '{"text": "y"}'], "not both"),
         (["x", "--request"], "say which with --to"),
         (["x", "--request", "--to", "a", "--channel", "news"], "omit --channel"),
         (["x", "--channel", "@presence"], "reserved"),

@@ -191,7 +191,8 @@ def test_a_signal_lets_work_in_flight_finish(broker: Broker, tmp_path: Path, num
             service.until(f"begun {n}")
         service.signal(number)
         nobody = f"No host of namespace {broker.namespace!r} answered.\n"
-        wait_until(lambda: praval("agents", *broker.options).output == nobody, "it said good-bye")
+        ask = ["agents", "--wait", 0.3, *broker.options]
+        wait_until(lambda: praval(*ask).output == nobody, "it said good-bye")
         assert praval("send", work(2, 0), *broker.options).code == 0, "its group goes on to collect"
         (tmp_path / "go").touch()
         ended = service.end()
