@@ -23,7 +23,6 @@ from praval.core.transport import Delivery, GiveBack, Subscription, transport_co
 from praval.errors import (
     ConfigurationError,
     TransportConnectionError,
-    TransportError,
     TransportLoginError,
     TransportTimeoutError,
     TransportUnsupportedError,
@@ -689,26 +688,28 @@ class SlowLoading(Redis):
         return [*super().command(), "--key-load-delay", "100"]  # microseconds
 
 
-async def test_a_full_server_refuses_publications_and_can_be_drained(
-    fresh_server: FreshServer,
-) -> None:
-    """The publisher is told what is the matter; subscribing and acknowledging go on."""
+async def test_a_full_server_is_waited_for_and_can_be_drained(fresh_server: FreshServer) -> None:
+    """Publishers are told what is the matter; subscribing, reading and leaving go on."""
     server = fresh_server(Redis)
     inbox = Inbox()
-    async with connected(config_for(server)) as transport, admin_of(server) as admin:
+    patience = {"confirm_timeout": 1, "publish_timeout": 2.5}
+    async with connected(config_for(server, **patience)) as transport, admin_of(server) as admin:
         subscription = await transport.subscribe("news", inbox, group="readers")
         await transport.unsubscribe(subscription)
         await transport.publish("news", bytes(2_000_000))
         await admin.config_set("maxmemory", "1mb")
-        with pytest.raises(TransportError, match="maxmemory"):
+        with pytest.raises(TransportTimeoutError, match="short of memory"):
             await transport.publish("news", b"x")
+        waiting = asyncio.create_task(transport.publish("news", b"y"))
         async with connected(transport_config(transport)) as other:  # connects all the same
-            await other.subscribe("news", inbox, group="readers")
+            subscription = await other.subscribe("news", inbox, group="readers")
+            await other.subscribe("olds.*", inbox)
             await inbox.has(1)
             await until(lambda: other.health().acknowledged == 1)
-        assert transport.health().reconnects == 0
+            await other.unsubscribe(subscription)
         await admin.config_set("maxmemory", "0")
-        assert (await transport.publish("news", b"y")).routed is True
+        assert (await waiting).routed is True
+        assert transport.health().reconnects == 0
 
 
 def transport_config(transport: RedisTransport) -> Config:
