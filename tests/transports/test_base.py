@@ -274,6 +274,26 @@ async def test_the_first_attempt_after_a_loss_is_at_once(
     assert transport.attempts[0][0] == pytest.approx(lost, abs=0.01)
 
 
+async def test_links_that_break_as_soon_as_they_are_made_are_not_made_in_a_hurry(
+    transport: Scripted,
+) -> None:
+    """Such as those over which a subscription is refused each time."""
+    await transport.open(brokers=["a"], reconnect_delay=0.5)
+    await transport.subscribe("a.b", print)
+    transport.prepare = lambda link: setattr(
+        link, "on_listen", fail_with(TransportUnsupportedError("not any more"))
+    )
+    await asyncio.sleep(60)
+    transport.attempts.clear()
+    transport.links[-1].lose(TransportConnectionError("cut"))
+    await asyncio.sleep(100)
+    assert 3 <= len(transport.attempts) <= 20
+    transport.prepare = lambda link: None
+    await asyncio.sleep(60)
+    assert transport.health().state == "connected"
+    assert len(transport.links[-1].listening) == 1
+
+
 # -- publishing ------------------------------------------------------------------------------
 
 
@@ -360,6 +380,21 @@ async def test_what_another_attempt_cannot_mend_is_raised_at_once(transport: Scr
         await transport.publish("a.b", bytes(transport.config.max_message_size + 1))
     assert len(transport.links) == 1
     assert transport.health().published == 0
+
+
+async def test_a_broker_that_takes_nothing_for_now_is_not_left(transport: Scripted) -> None:
+    """Its silence is no loss; the publisher is told when the time is up."""
+    await transport.open(confirm_timeout=1, publish_timeout=5)
+    link = transport.links[0]
+    link.answer = be_silent
+
+    async def blocked() -> bool:
+        return True
+
+    link.blocked = blocked  # type: ignore[method-assign]
+    with pytest.raises(TransportTimeoutError, match="short of memory or disk"):
+        await transport.publish("a.b", b"x")
+    assert not link.lost.done()
 
 
 # -- subscribing -----------------------------------------------------------------------------
