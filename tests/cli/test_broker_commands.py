@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cli_brokers import PROTOCOLS, Broker, broker_of
 from commands import PRAVAL, Running, environment, praval, write_module
-from conftest import PROTOCOLS, Broker, broker_of
 
 from tests.servers import Redis, free_port
 from tests.servers.plugin import FreshServer

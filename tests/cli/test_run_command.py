@@ -6,8 +6,8 @@ import signal
 from pathlib import Path
 
 import pytest
+from cli_brokers import Broker
 from commands import Running, praval, wait_until, write_module
-from conftest import Broker
 
 from tests.servers import free_port
 
