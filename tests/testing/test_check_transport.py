@@ -14,12 +14,13 @@ from praval.testing.transports import CASES, ConformanceError, Result, Transport
 from praval_transports.local import LocalTransport
 from praval_transports.redis import RedisTransport
 from tests.servers import Redis
-from tests.transports import broken_tls
+from tests.transports import broken_life, broken_tls
 from tests.transports.broken import BROKEN, SwallowsErrors
 from tests.transports.harnesses import RedisHarness
 from tests.transports.local_harness import LocalHarness
 
-assert broken_tls  # it adds to BROKEN
+assert broken_life  # both add to BROKEN
+assert broken_tls
 
 Kind = type[MessageTransport]
 
@@ -57,7 +58,7 @@ def test_a_harness_needs_two_things() -> None:
 
     class Minimal(TransportHarness):
         name = "minimal"
-        transport = LocalTransport  # type: ignore[assignment]
+        transport = LocalTransport
 
         def config(self) -> dict[str, Any]:
             return {"url": "local://user:s3cret@somewhere:1234/"}
@@ -92,7 +93,7 @@ class BrokenHarness(LocalHarness):
     patience = 0.3
 
     def __init__(self, transport: Kind) -> None:
-        self.transport = transport  # type: ignore[assignment]
+        self.transport = transport
 
     def config(self) -> dict[str, Any]:
         return {**super().config(), **HURRY}
@@ -108,7 +109,7 @@ class BrokenRedis(RedisHarness):
 
     def __init__(self, server: Redis, transport: Kind) -> None:
         super().__init__(server, lambda: server)
-        self._transport = transport
+        self.transport = transport
 
 
 def pairs(base: Kind) -> list[Any]:

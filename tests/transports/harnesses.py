@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar
 
-from praval.core.transport import Capabilities, MessageTransport, TransportFactory
+from praval.core.transport import Capabilities, TransportFactory
 from praval.testing.transports import Broker, Mutual, TransportHarness
 from praval_transports.stomp_servers import SERVERS
 from tests.servers import ActiveMQ, Mosquitto, RabbitMQ, Redis, Server
@@ -54,11 +54,7 @@ class ServerHarness(TransportHarness):
     def __init__(self, server: Server, mortal: Callable[[], Server]) -> None:
         self.server = server
         self._mortal = mortal
-        self._transport = TransportFactory.transport_class(self.protocol)
-
-    @property
-    def transport(self) -> type[MessageTransport]:
-        return self._transport
+        self.transport = TransportFactory.transport_class(self.protocol)
 
     def config(self) -> dict[str, Any]:
         return {"url": self.server.url, "ca_cert": str(self.server.pki.ca)}

@@ -57,6 +57,7 @@ class Owner(Protocol):
     @property
     def settings(self) -> BrokerConfig:
         """Its configuration."""
+        ...
 
     async def bury(self, message: Outgoing) -> None:
         """Publish a dead letter."""

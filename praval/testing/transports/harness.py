@@ -71,16 +71,13 @@ class TransportHarness(ABC):
     """
 
     name: ClassVar[str]
-    """The column of the matrix."""
+    """What reports call it."""
+    transport: type[MessageTransport]
+    """The class under test."""
     has_network: ClassVar[bool] = True
     """Whether there are connections, TLS and logins to check."""
     patience: ClassVar[float] = 10.0
     """Seconds that what has to happen may take on a busy machine."""
-
-    @property
-    @abstractmethod
-    def transport(self) -> type[MessageTransport]:
-        """The class under test."""
 
     @property
     def capabilities(self) -> Capabilities:
