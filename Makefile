@@ -29,8 +29,9 @@ help:
 demo: .venv/.stamp-demo
 	@.venv/bin/praval demo $(PATH_) $(ARGS)
 
+# in two processes: much of the suite waits for brokers and for processes that are killed
 test: .venv/.stamp-dev servers
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest -n 2 --dist worksteal $(ARGS)
 
 # the real servers that the tests start; at once if they are installed
 servers:

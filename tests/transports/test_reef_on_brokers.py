@@ -76,6 +76,7 @@ def patient() -> Settings:
     return merge(Settings(), {"reef_config": {"receipt": "receiver", "resend_after": 1}})
 
 
+@pytest.mark.every_loop
 async def test_a_team_over_three_hosts_handles_every_page_once(
     config: Config, namespace: str
 ) -> None:
