@@ -31,6 +31,16 @@
     ├── JournalError                the journal cannot be used
     │   ├── JournalLockedError      another process holds it
     │   └── JournalSchemaError      not a journal, or one of a newer version
+    ├── TransportError              a broker, or the way to it, failed
+    │   ├── TransportConnectionError    it cannot be reached, or hung up
+    │   │   ├── TransportTLSError   a check of TLS failed; the message says which
+    │   │   └── TransportLoginError the broker refused the user, password or certificate
+    │   ├── TransportTimeoutError   it did not answer or confirm in time (also a TimeoutError)
+    │   ├── TransportClosedError    the transport is not open
+    │   ├── TransportUnsupportedError   this protocol or broker cannot do that
+    │   └── TopicError              a topic or pattern that cannot be used
+    ├── CertificateError            a certificate cannot be made, found or revoked
+    │   └── CertificateFolderError  the authority's folder cannot be read, written or had alone
     ├── ProviderError               a model could not be used
     │   ├── ProviderTimeoutError    no answer in time (also a TimeoutError)
     │   ├── NoModelError            there is no model at all (lists the ways to get one)
@@ -169,6 +179,46 @@ class JournalLockedError(JournalError):
 
 class JournalSchemaError(JournalError):
     """The file is not a journal, or one written by a newer version."""
+
+
+class TransportError(PravalError):
+    """A broker, or the way to it, failed."""
+
+
+class TransportConnectionError(TransportError, ConnectionError):
+    """The broker cannot be reached, or it ended the connection."""
+
+
+class TransportTLSError(TransportConnectionError):
+    """A check of TLS failed (certificate, host name, revocation, ...); the message says which."""
+
+
+class TransportLoginError(TransportConnectionError):
+    """The broker refused the user, the password or the client certificate."""
+
+
+class TransportTimeoutError(TransportError, TimeoutError):
+    """The broker did not answer, or did not confirm a message, in time."""
+
+
+class TransportClosedError(TransportError):
+    """The transport is not open: not initialised yet, or closed."""
+
+
+class TransportUnsupportedError(TransportError, ValueError):
+    """The protocol or the broker cannot do what was asked."""
+
+
+class TopicError(TransportError, ValueError):
+    """A topic or a pattern that cannot be used."""
+
+
+class CertificateError(PravalError):
+    """A certificate, or an authority's folder, is not as it must be for what was asked."""
+
+
+class CertificateFolderError(CertificateError):
+    """The authority's folder cannot be read or written, or another process holds it."""
 
 
 class ProviderError(PravalError):

@@ -54,6 +54,14 @@ class ReefSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How often the journal forgets settled ids that are older than twice the TTL."""
     dead_letters: Count = 1000
     """Dead letters kept in memory when there is no journal."""
+    receipt: Literal["broker", "receiver"] | None = None
+    """What ends a spore that left by a transport: the broker's confirmation, or receipts of all
+    its receivers. Until then it stays in the outbox, which dies with its process unless there is
+    a journal. None: "receiver" where a broker's word is not enough (MQTT), else "broker"."""
+    resend_after: Positive = 5.0
+    """Seconds without a receipt after which a spore is sent again; doubles up to a minute."""
+    presence_interval: Positive = 10.0
+    """How often a Reef with a transport says which agents it has."""
 
 
 class PerformanceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -83,6 +91,21 @@ class SecuritySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_message_size: Count = 1_048_576
     enable_content_filtering: bool = False
     rate_limit_requests: Count | None = None
+
+
+class TransportSecuritySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """TLS of the transports; a transport's own config says it louder."""
+
+    enforce_tls: bool = False
+    """Refuse plaintext URLs even with ``allow_plaintext``."""
+    min_tls_version: Literal["1.2", "1.3"] | None = None
+    verify_certificates: bool = True
+    certificate_path: str | None = None
+    """Folder with ca.pem, client.pem, client-key.pem, crl.pem, as ``praval certs`` writes them."""
+    mutual_tls: bool = False
+    """Refuse to connect without a client certificate."""
+    crl_check: bool = False
+    """Refuse revoked certificates."""
 
 
 class MemorySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -118,6 +141,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     performance: PerformanceSettings = PerformanceSettings()
     security: SecuritySettings = SecuritySettings()
     memory_config: MemorySettings = MemorySettings()
+    transport_security: TransportSecuritySettings = TransportSecuritySettings()
 
     def __repr__(self) -> str:
         """Everything but the password that a transport's URL may hold."""
@@ -140,6 +164,7 @@ ENVIRONMENT: Mapping[str, str] = {
     "PRAVAL_DATA_DIR": "data_dir",
     "PRAVAL_DEBUG": "debug",
     "PRAVAL_TRANSPORT": "transport",
+    "PRAVAL_TLS_CERT_DIR": "transport_security.certificate_path",
     "PRAVAL_REEF_CAPACITY": "reef_config.channel_capacity",
     "PRAVAL_MESSAGE_TTL": "reef_config.message_ttl",
     "PRAVAL_CLEANUP_INTERVAL": "reef_config.cleanup_interval",
@@ -161,18 +186,15 @@ READ_ELSEWHERE = ("PRAVAL_PRICES",)
 
 ENVIRONMENT_NOT_BUILT: Mapping[str, str] = {
     "PRAVAL_ENABLE_SECURE_SPORES": "sealed spores",
-    "PRAVAL_TLS_CERT_DIR": "transports across hosts",
 }
 """Variables of the guide that are accepted with a warning until their feature exists."""
 
 NOT_BUILT = {
-    "transport": "transports across hosts",
     "performance.batch_size": "batched model calls",
     "security.enable_content_filtering": "content filtering",
     "security.rate_limit_requests": "rate limits",
     "memory_config": "agent memory",
     "secure_spores": "sealed spores",
-    "transport_security": "transports across hosts",
     "message_security": "sealed spores",
     "audit": "the audit log",
     "monitoring": "metrics",
@@ -198,8 +220,7 @@ def from_environment(environ: Mapping[str, str] | None = None) -> Settings:
             value = text.upper() if path == "log_level" else text
             _convert(_nested(path, value), source=variable)
             _set(tree, path, value)
-            # a Reef refuses a transport outright
-            if (feature := _feature_not_built(path)) and path != "transport":
+            if feature := _feature_not_built(path):
                 _warn_no_effect(variable, feature, stacklevel=3)
     for variable in environ:
         if variable in ENVIRONMENT_NOT_BUILT:

@@ -174,7 +174,7 @@ SAMPLE: list[tuple[type[PravalError], Callable[[], Any], str]] = [
         "Raise timeout=",
     ),
     (errors.FeatureUnavailableError, lambda: echo.remember("x"), "does not have yet"),
-    (errors.FeatureUnavailableError, lambda: Reef(transport="amqp://x"), "leave transport="),
+    (errors.FeatureUnavailableError, lambda: Reef(security=object()), "leave security="),
 ]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from praval import Reef, Settings, Spore, agent, configure
-from praval.errors import ConfigurationError, FeatureUnavailableError, UnknownNameError
+from praval.errors import ConfigurationError, UnknownNameError
 from praval.settings import (
     ENVIRONMENT,
     ENVIRONMENT_NOT_BUILT,
@@ -32,6 +32,7 @@ VARIABLES: dict[str, tuple[str, str, Any]] = {
     "PRAVAL_DATA_DIR": ("/var/lib/x", "data_dir", "/var/lib/x"),
     "PRAVAL_DEBUG": ("true", "debug", True),
     "PRAVAL_TRANSPORT": ("amqps://host/", "transport", "amqps://host/"),
+    "PRAVAL_TLS_CERT_DIR": ("/certs", "transport_security.certificate_path", "/certs"),
     "PRAVAL_REEF_CAPACITY": ("2000", "reef_config.channel_capacity", 2000),
     "PRAVAL_MESSAGE_TTL": ("7200", "reef_config.message_ttl", 7200.0),
     "PRAVAL_CLEANUP_INTERVAL": ("60.5", "reef_config.cleanup_interval", 60.5),
@@ -252,9 +253,7 @@ def test_what_the_guide_configures_is_accepted(logger: logging.Logger) -> None:
     assert {warning.filename for warning in caught} == {__file__}
 
 
-@pytest.mark.parametrize(
-    "path", [key for key in NOT_BUILT if "." not in key and key != "transport"]
-)
+@pytest.mark.parametrize("path", [key for key in NOT_BUILT if "." not in key])
 def test_a_section_whose_feature_is_missing_warns(path: str) -> None:
     """It is accepted whatever is in it, and changes nothing that works."""
     value = {"collection_name": "x"} if path == "memory_config" else {"anything": True}
@@ -387,10 +386,11 @@ async def test_a_reef_takes_settings_of_its_own() -> None:
     assert heard[1].expires_at == pytest.approx(heard[1].created_at + 5)
 
 
-def test_a_transport_is_refused_until_there_is_one() -> None:
-    """A Reef that would silently stay local is worse than an error."""
-    with pytest.raises(FeatureUnavailableError, match="local bus"):
-        Reef(settings=Settings(transport="amqps://host/"))
+def test_a_reef_takes_its_transport_from_the_settings() -> None:
+    """A setting that cannot be used is refused when the Reef is made, not when it is needed."""
+    with pytest.raises(ConfigurationError, match="begins with one of"):
+        Reef(settings=Settings(transport="telnet://host/"))
+    assert Reef(settings=Settings(transport="amqps://host/")).bridge is None  # not entered yet
 
 
 def test_settings_are_frozen() -> None:

@@ -79,9 +79,10 @@ class Crew:
             self._routes.remove(present)
             present.main = main
             self._routes.add(present)
-            if agent is known:
+            hooks = () if agent is known else agent.start_hooks
+            if not hooks and self._reef.bridge is None:
                 return DONE
-            return asyncio.ensure_future(self._run_hooks(agent.start_hooks))
+            return asyncio.ensure_future(self._renew(present, hooks))
         runner = AgentRunner(agent, self._reef, self._reef.books, main)
         self._routes.add(runner)
         return asyncio.ensure_future(self._welcome(runner))
@@ -94,7 +95,8 @@ class Crew:
     @property
     def at_work(self) -> list[AgentRunner]:
         """All runners whose deliveries are not in the books of the Reef yet."""
-        return [*self._routes.runners.values(), *self._leaving]
+        outbox = self._routes.outbox
+        return [*self._routes.runners.values(), *self._leaving, *([outbox] if outbox else ())]
 
     async def start(self) -> None:
         """Start the agents that were added so far."""
@@ -113,6 +115,13 @@ class Crew:
     async def _welcome(self, runner: AgentRunner) -> None:
         await self._run_hooks(runner.agent.start_hooks)
         await self._recover(runner)
+        if self._reef.bridge is not None:
+            await self._reef.bridge.attach(runner)
+
+    async def _renew(self, runner: AgentRunner, hooks: Sequence[Callable[..., Any]]) -> None:
+        await self._run_hooks(hooks)
+        if self._reef.bridge is not None:
+            await self._reef.bridge.attach(runner)
 
     async def _recover(self, runner: AgentRunner) -> None:
         if self._reef.journal is not None:
@@ -125,11 +134,15 @@ class Crew:
             raise self._reef.publisher.unknown_agent(name)
         self._routes.remove(runner)
         self._leaving.append(runner)
+        bridge = self._reef.bridge
+        detaching = None if bridge is None else asyncio.ensure_future(bridge.detach(name))
         try:
             runner.abandon(Reason.AGENT_REMOVED)
             await runner.retire(self._reef.settings.reef_config.drain_timeout)
         finally:
             await runner.cancel_workers(CANCEL_GRACE)
+            if detaching is not None:
+                await detaching
             if not runner.workers:  # else it goes on counting there
                 self._leaving.remove(runner)
                 self._reef.books.absorb(runner)
@@ -138,7 +151,7 @@ class Crew:
     async def stop(self) -> None:
         """Cancel all that is left and stop the agents."""
         runners = list(self._routes.runners.values())
-        for runner in runners:
+        for runner in self.at_work:
             runner.abandon(Reason.CLOSED)
         await asyncio.gather(*(runner.cancel_workers(CANCEL_GRACE) for runner in self.at_work))
         for runner in runners:

@@ -10,7 +10,7 @@ import asyncio
 import enum
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -31,6 +31,10 @@ class Outcome(enum.IntEnum):
     UNDELIVERABLE = 5
     DUPLICATE = 6
     CANCELLED = 7
+    SENT = 8
+    """A broker has confirmed it; what becomes of it is counted where it is received."""
+    DELIVERED = 9
+    """Every agent that was to receive it says so."""
 
 
 class Reason(enum.StrEnum):
@@ -58,6 +62,49 @@ class Reason(enum.StrEnum):
     PUBLISHER_CANCELLED = "publisher was cancelled while waiting for room"
     HANDLER_CANCELLED = "handler was cancelled"
     REQUEST_CYCLE = "asker would wait for ever"
+    NOT_SENT = "no broker took it in its time to live"
+    NO_RECEIPT = "no receipt in its time to live; it may have been handled"
+    TRANSPORT = "transport refused it"
+    MALFORMED = "not a spore"
+    MISROUTED = "addressed to another agent"
+
+
+OUTBOX = "@outbox"
+"""Name of the receiver to which everything goes first that leaves by a transport."""
+INBOUND = "@in:"
+"""What the journal puts in front of the name of an agent that got a spore from a transport."""
+
+
+class Ending(NamedTuple):
+    """What an invocation returns when its delivery ends otherwise than handled."""
+
+    outcome: Outcome | None
+    """None: it has not ended yet; whoever keeps it will end it."""
+    reason: Reason | None = None
+    error: BaseException | None = None
+
+
+class Wire:
+    """A spore's tie to a transport; the ledger tells it what becomes of the delivery."""
+
+    __slots__ = ()
+
+    journal_prefix = ""
+    """In front of the receiver's name in the journal."""
+
+    @property
+    def returned(self) -> bool:
+        """Whether the broker gets it back, to be handled at another time or place."""
+        return False
+
+    def begun(self) -> None:
+        """The delivery has begun."""
+
+    def lost(self, outcome: Outcome, reason: Reason, error: BaseException | None) -> None:
+        """It is about to end otherwise than handled."""
+
+    def settled(self, outcome: Outcome, mark: asyncio.Future[Any] | None) -> None:
+        """It has ended; ``mark``: done when the journal has it."""
 
 
 class Posted(msgspec.Struct, eq=False):
@@ -72,11 +119,16 @@ class Posted(msgspec.Struct, eq=False):
     attempt: int = 1
     last_error: BaseException | None = None
     """What the attempt before this one raised."""
+    wire: Wire | None = None
+    """Its tie to a transport, if it came from one or goes to one."""
+
+    def journal_name(self, receiver: str) -> str:
+        """Return the name under which the journal keeps its delivery to a receiver."""
+        return receiver if self.wire is None else self.wire.journal_prefix + receiver
 
     def open(self) -> Spore:
         """Make the spore as one receiver sees it."""
-        knowledge = decode_knowledge(self.raw) if self.load is None else self.load()
-        return Spore(self.header, knowledge, self.attempt)
+        return Spore(self.header, decode_knowledge(self.raw), self.attempt)
 
 
 FEW = 3
@@ -152,12 +204,12 @@ class Receipt(msgspec.Struct):
     id: str
     """Id of the spore."""
     recipients: int = 0
-    """Number of agents that accepted it."""
+    """Number of agents that accepted it; on a transport 1, or 0 if it reached nobody."""
     rejected: tuple[str, ...] = ()
     """Agents whose mailbox had no room."""
     error: BaseException | None = None
     pending: Any = None
-    """The future of an acceptance that is still on its way (journal), else None."""
+    """The future of an acceptance that is still on its way (journal, broker), else None."""
 
     def __await__(self) -> Generator[Any, None, Receipt]:
         if self.pending is not None:
@@ -179,6 +231,8 @@ class LedgerSnapshot(msgspec.Struct, frozen=True):
     undeliverable: int = 0
     duplicate: int = 0
     cancelled: int = 0
+    sent: int = 0
+    delivered: int = 0
     pending: int = 0
     deliveries: int = 0
     published: int = 0

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from praval.core.agent import AgentDefinition, Handler
 from praval.core.context import current_worker
+from praval.core.delivery import Ending, Outcome, Reason
 from praval.core.interceptor import Interceptor
 from praval.core.spore import Spore
 from praval.core.threads import WorkerThreads
@@ -25,11 +26,8 @@ if TYPE_CHECKING:
 Invoke = Callable[[Spore], Awaitable[Any]]
 
 
-class Filtered:
-    """What an invocation returns when the agent's condition was false."""
-
-
-FILTERED = Filtered()
+FILTERED = Ending(Outcome.FILTERED, Reason.CONDITION)
+"""What an invocation returns when the agent's condition was false."""
 
 
 def build_invoke(

@@ -14,7 +14,16 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
-from praval.core.delivery import DeadLetter, Failure, Outcome, Posted, Reason, Tally, shown
+from praval.core.delivery import (
+    INBOUND,
+    DeadLetter,
+    Failure,
+    Outcome,
+    Posted,
+    Reason,
+    Tally,
+    shown,
+)
 from praval.core.spore import Spore, decode_knowledge, read_wire, wire_bytes
 from praval.errors import JournalError, RequestFailedError
 
@@ -69,6 +78,8 @@ class Ledger(Tally):
         """So many deliveries of a spore begin."""
         self.deliveries += deliveries
         self.pending += deliveries
+        if posted.wire is not None:
+            posted.wire.begun()
         if posted.tree is not None and posted.tree.watch is not None:
             posted.tree.watch.accept(deliveries)
 
@@ -89,6 +100,13 @@ class Ledger(Tally):
         """Count a reply that its asker gets right now."""
         self.deliveries += 1
         self.counts[_HANDLED] += 1
+
+    def count_refused(self, reason: Reason) -> None:
+        """Count something that came in and is no spore."""
+        self.deliveries += 1
+        self.counts[Outcome.REJECTED] += 1
+        self.reasons[reason] += 1
+        log.error("something came in that was refused: %s", reason.value)
 
     def count_duplicate(self, posted: Posted) -> None:
         """End an accepted delivery whose id was seen before."""
@@ -118,11 +136,17 @@ class Ledger(Tally):
             watch.settle(outcome)
         if not self.pending:
             self.became_idle()
-        if self.journal is not None and runner is not None and outcome not in BURIED:
-            return self._mark(self.journal, posted, runner, outcome, emitted)
-        for spore, runners in emitted:
-            self.deliver(spore, runners)
-        return None
+        mark: asyncio.Future[None] | None = None
+        wire = posted.wire
+        if self.journal is None or runner is None or outcome in BURIED:
+            for spore, runners in emitted:
+                self.deliver(spore, runners)
+        elif wire is None or not wire.returned:  # else it is not over: the broker has it
+            mark = self._mark(self.journal, posted, runner, outcome, emitted)
+        if wire is not None:
+            buried = None if runner is None else self._dead_rows.get(_letter_id(posted, runner))
+            wire.settled(outcome, mark or buried)
+        return mark
 
     def lose(
         self,
@@ -146,6 +170,8 @@ class Ledger(Tally):
         )  # fmt: skip
         if outcome in BURIED and runner is not None:
             self._bury(posted, runner, reason, error)
+        if posted.wire is not None:
+            posted.wire.lost(outcome, reason, error)
         watch = posted.tree.watch if posted.tree is not None else None
         if watch is not None and outcome not in (Outcome.FILTERED, Outcome.UNDELIVERABLE):
             watch.failures.append(Failure(name, posted.open(), outcome, reason, error))
@@ -156,7 +182,7 @@ class Ledger(Tally):
         self, posted: Posted, runner: AgentRunner, reason: Reason, error: BaseException | None
     ) -> None:
         letter = DeadLetter(
-            id=f"{posted.header.id}:{runner.name}",
+            id=_letter_id(posted, runner),
             spore=posted.open(),
             agent=runner.name,
             reason=reason,
@@ -169,7 +195,11 @@ class Ledger(Tally):
             return
         with contextlib.suppress(JournalError):  # it is dead: the Reef is told when it next begins
             self._dead_rows[letter.id] = self.journal.bury(
-                posted.header.id, runner.name, reason.value, letter.error, posted.attempt
+                posted.header.id,
+                posted.journal_name(runner.name),
+                reason.value,
+                letter.error,
+                posted.attempt,
             )
 
     def _mark(
@@ -188,7 +218,8 @@ class Ledger(Tally):
             for receiver in runners:
                 receiver.accepted(spore)
         try:
-            mark = journal.settle(posted.header.id, runner.name, outcome.name.lower(), rows)
+            name = posted.journal_name(runner.name)
+            mark = journal.settle(posted.header.id, name, outcome.name.lower(), rows)
         except JournalError as error:  # it is dead: the Reef will be told when it next begins
             mark = self.loop.create_future()
             mark.set_exception(error)
@@ -222,10 +253,11 @@ class Ledger(Tally):
             row: asyncio.Future[int] = self.loop.create_future()
             row.set_result(entry.id)
             header, raw, _ = read_wire(entry.body, len(entry.body))
+            agent = entry.agent.removeprefix(INBOUND)
             letter = DeadLetter(
-                id=f"{entry.spore_id}:{entry.agent}",
+                id=f"{entry.spore_id}:{agent}",
                 spore=Spore(header, decode_knowledge(raw), entry.attempts),
-                agent=entry.agent,
+                agent=agent,
                 reason=Reason(entry.reason),
                 error=entry.error,
                 attempts=entry.attempts,
@@ -279,3 +311,7 @@ class Ledger(Tally):
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_exception(error)
+
+
+def _letter_id(posted: Posted, runner: AgentRunner) -> str:
+    return f"{posted.header.id}:{runner.name}"

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from praval.core.delivery import FEW, Outcome, Posted, Reason, Receipt, copier
-from praval.core.routing import Receivers, Routes, responds
+from praval.core.delivery import FEW, Outcome, Posted, Reason, Receipt, Wire, copier
+from praval.core.routing import Receivers, Routes
 from praval.core.runner import put_all
 from praval.core.spore import (
     DEEP,
@@ -33,6 +33,7 @@ from praval.core.spore import (
     wire_bytes,
 )
 from praval.core.tree import Tree
+from praval.core.wire import Inbound, Outward
 from praval.errors import (
     BudgetError,
     ConfigurationError,
@@ -200,6 +201,8 @@ class Publisher:
         receivers = self._routes.receivers(header)
         number = len(receivers)
         receipt = Receipt(header.id, number)
+        if self._routes.outbox is not None:
+            self.tie(posted, receipt, explicit=explicit)
         ledger.published += 1
         if not number:
             self._nobody(posted, receipt, explicit=explicit)
@@ -220,6 +223,7 @@ class Publisher:
             or header.key is not None
             or header.to_agent is not None
             or self._ledger.journal is not None
+            or self._routes.outbox is not None
         ):
             return receivers
         served = put_all(posted, receivers)
@@ -279,6 +283,8 @@ class Publisher:
                 else:
                     runner.lose(None, posted, Outcome.CANCELLED, Reason.PUBLISHER_CANCELLED)
             raise
+        if posted.wire is not None and receipt.pending is not None:
+            await receipt  # the broker's confirmation; a cancelled waiter cancels nothing
 
     async def _room(self, posted: Posted, runner: AgentRunner, receipt: Receipt) -> bool:
         """Make or await room in a full mailbox; False: the delivery has been settled instead."""
@@ -314,6 +320,10 @@ class Publisher:
             return receipt
         receivers = self._routes.receivers(posted.header)
         receipt.recipients = len(receivers)
+        if self._routes.outbox is not None:
+            handled = None if parent is None or parent.posted is None else parent.posted.wire
+            held = parent is not None and parent.runner.agent.options.transactional
+            self.tie(posted, receipt, handled, explicit=explicit, awaited=not held)
         if len(receivers) > FEW:
             posted.load = copier(posted.raw)
         if not receivers:
@@ -372,6 +382,37 @@ class Publisher:
             self._ledger.accept(posted, len(receivers))
             self._hand_over_softly(posted, receivers, receipt)
 
+    def tie(
+        self,
+        posted: Posted,
+        receipt: Receipt,
+        handled: Wire | None = None,
+        *,
+        explicit: bool = False,
+        awaited: bool = True,
+    ) -> None:
+        """Tie a spore to the transport that it is to leave by.
+
+        Without a journal the broker's confirmation is what a publisher awaits (``awaited``), and
+        what the acknowledgement of the spore that was ``handled`` meanwhile waits for.
+        """
+        posted.load = dict  # nobody here reads it: the outbox sends ``raw``
+        confirmed = cause = None
+        if self._ledger.journal is None:
+            cause = handled if isinstance(handled, Inbound) else None
+            confirmed = self._ledger.loop.create_future() if awaited else None
+        receipt.pending = confirmed
+        posted.wire = Outward(receipt, confirmed, cause, explicit=explicit)
+
+    def send_reply(self, posted: Posted, asked: Posted) -> None:
+        """Send the reply to a request that came over the transport."""
+        outbox = self._routes.outbox
+        assert outbox is not None
+        receipt = Receipt(posted.header.id, 1)
+        self.tie(posted, receipt, asked.wire, awaited=False)
+        self._ledger.accept(posted, 1)
+        self._hand_over_softly(posted, (outbox,), receipt)
+
     def redeliver(self, posted: Posted, runner: AgentRunner) -> None:
         """Deliver an accepted spore to one agent again, as an at-least-once transport does."""
         # a header of its own: it has to wait for its key like any other
@@ -426,7 +467,7 @@ class Publisher:
 
     def _is_filtered(self, posted: Posted, runner: AgentRunner) -> bool:
         """Whether the spore is addressed to an agent that does not respond to its type."""
-        return posted.header.to_agent is not None and not responds(runner, posted.header)
+        return posted.header.to_agent is not None and not runner.responds(posted.header)
 
     def _reject(self, posted: Posted, runner: AgentRunner, receipt: Receipt) -> None:
         error = MailboxFullError(

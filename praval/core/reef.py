@@ -23,11 +23,13 @@ from pathlib import Path
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
+import msgspec
+
 from praval.core import losses
 from praval.core.agent import Agent
 from praval.core.context import current_worker, open_handling
 from praval.core.crew import DONE, Crew
-from praval.core.delivery import DeadLetter, LedgerSnapshot, Receipt
+from praval.core.delivery import OUTBOX, DeadLetter, LedgerSnapshot, Receipt
 from praval.core.interceptor import Interceptor
 from praval.core.ledger import Ledger
 from praval.core.publisher import Publisher
@@ -37,6 +39,7 @@ from praval.core.routing import Routes
 from praval.core.runner import AgentRunner
 from praval.core.spore import DEFAULT_PRIORITY, Spore, SporeType
 from praval.core.threads import WorkerThreads
+from praval.core.transport_choice import Choice, Target, choose
 from praval.errors import (
     ConfigurationError,
     FeatureUnavailableError,
@@ -51,8 +54,11 @@ from praval.settings import Settings, current_settings
 from praval.sync import blocking_method, hop, owner_loop, run_on, worker_threads
 
 if TYPE_CHECKING:
+    from praval.core.bridge import Bridge
     from praval.core.journal import Journal
-    from praval.core.tree import Watch
+    from praval.core.presence import AgentPresence
+    from praval.core.transport import MessageTransport
+    from praval.core.tree import Tree
 
 log = logging.getLogger("praval.reef")
 T = TypeVar("T")
@@ -80,10 +86,15 @@ class Reef:
         namespace: separates Reefs that share a broker or a data directory.
         settings: default: the process's, as of now.
         interceptors: stand around every publication and every handling, the first outermost.
-        transport, security: for later versions; anything but None is refused.
+        transport: carries the spores to other hosts: a URL (``amqps://``, ``mqtts://``,
+            ``stomp+ssl://``, ``rediss://``, ``local://``), a config with its ``"protocol"``, or
+            an open MessageTransport, which stays its owner's to close. None: as ``transport`` in
+            the settings, else the local bus alone.
+        security: for later versions; anything but None is refused.
 
     Raises:
         DuplicateAgentError, HandlerSignatureError, ConfigurationError: see :meth:`add`.
+        UnknownNameError, ConfigurationError: the transport cannot be used.
     """
 
     _state: State = "new"  # for __del__, also when __init__ has raised
@@ -91,7 +102,7 @@ class Reef:
     def __init__(
         self,
         *agents: Agent,
-        transport: object = None,
+        transport: Target | None = None,
         security: object = None,
         journal: str | os.PathLike[str] | bool | None = None,
         namespace: str = "praval",
@@ -101,26 +112,30 @@ class Reef:
         self.settings = current_settings() if settings is None else settings
         if not isinstance(self.settings, Settings):
             raise ConfigurationError("settings must be a Settings; see praval.settings.merge().")
-        if transport is not None or security is not None or self.settings.transport is not None:
-            raise FeatureUnavailableError(
-                "This version has the local bus only: leave transport=, security= and "
-                "PRAVAL_TRANSPORT out."
-            )
+        if security is not None:
+            raise FeatureUnavailableError("This version cannot seal spores: leave security= out.")
         if not isinstance(namespace, str) or not namespace:
             raise ConfigurationError(f"namespace must be a string, not {namespace!r}.")
         self.namespace = namespace
+        self.transport_choice = choose(
+            self.settings.transport if transport is None else transport,
+            self.settings.transport_security,
+        )
+        """What carries the spores to other hosts: how to connect it, or an open one."""
+        self.bridge: Bridge | None = None
         self.interceptors = tuple(each for each in interceptors if each.enabled())
         self.clock: Callable[[], float] = time.time
         self.journal: Journal | None = None
-        self._journal_path = _journal_path(journal, namespace, self.settings)
+        self.journal_path = _journal_path(journal, namespace, self.settings)
         self._failure: BaseException | None = None
         self._stop = asyncio.Event()
         self._closed = asyncio.Event()
         self.entered_by: asyncio.Task[Any] | None = None
         self._housekeeping: asyncio.Task[None] | None = None
+        self._leaving: asyncio.Task[None] | None = None
         self._thread = 0
-        self.watches: set[Watch] = set()
-        """Sessions that wait for their trees."""
+        self.trees: dict[str, Tree] = {}
+        """Causal trees that sessions wait for, by their root's id."""
         self._routes = Routes()
         self._crew = Crew(self, self._routes)
         for candidate in agents:
@@ -134,6 +149,7 @@ class Reef:
         Raises:
             ReefError: it was entered before.
             JournalError: the journal cannot be opened.
+            TransportError: the broker cannot be used (see ``MessageTransport.initialize``).
             HandlerSignatureError: a handler wants what nothing provides.
         """
         if self._state != "new":
@@ -146,12 +162,20 @@ class Reef:
         self._context.run(self._mark_context)
         limits = self.settings.reef_config
         self.journal = await self._open_journal()
+        try:
+            transport = await self._open_transport()
+        except BaseException:
+            if self.journal is not None:
+                await self.journal.aclose()
+            raise
         self.books = Ledger(self.loop, self.clock, self.journal, limits.dead_letters)
         self.publisher = Publisher(
             self._routes, self.books, self.settings, self.interceptors, self.clock
         )
         self.requests = Requests(self.books, self.publisher)
         self.books.listeners.append(losses.listener(self))
+        if transport is not None:
+            self._cross(transport)
         self._state = "running"
         try:
             await self._start()
@@ -166,6 +190,27 @@ class Reef:
             await self.books.restore(self.journal)
             self._housekeeping = self.loop.create_task(self._keep_house(self.journal))
         await self._crew.start()
+        if self.bridge is not None:
+            await self.bridge.start()
+
+    async def _open_transport(self) -> MessageTransport | None:
+        if not isinstance(self.transport_choice, Choice):
+            return self.transport_choice
+        replica = None if self.journal is None else self.journal.replica_id
+        return await self.transport_choice.connect(replica)
+
+    def _cross(self, transport: MessageTransport) -> None:
+        """Send all that is published over a transport, and hear what comes over it."""
+        from praval.core.bridge import Bridge
+
+        receipt = self.settings.reef_config.receipt
+        if receipt is None:
+            able = transport.capabilities
+            enough = able.takes_over and able.survives_broker_kill
+            receipt = "broker" if enough else "receiver"
+        self.bridge = Bridge(self, transport, receipts=receipt == "receiver")
+        self._routes.outbox = self.bridge.outbox
+        self.requests.inbox = self.bridge.inbox
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         await self.aclose(drain=error is None)
@@ -195,6 +240,10 @@ class Reef:
             await self._closed.wait()
             return
         self._state = "closing"
+        if self.bridge is not None:
+            self._leaving = self.loop.create_task(
+                self.bridge.stop_intake(), context=self.fresh_context()
+            )
         try:
             if drain and self._failure is None:
                 await self._drain(self.settings.reef_config.drain_timeout)
@@ -212,7 +261,7 @@ class Reef:
             async with asyncio.timeout(seconds):
                 await self.books.wait_idle()
         except TimeoutError:
-            log.warning("%d deliveries were not done %s s after closing", self.pending, seconds)
+            log.warning("%d deliveries were not done when the draining ended", self.pending)
 
     async def _shut_down(self) -> None:
         if self._housekeeping is not None:
@@ -220,6 +269,8 @@ class Reef:
         self.requests.close(ReefClosedError("The Reef was closed before the reply came."))
         try:
             await self._crew.stop()
+            if self.bridge is not None:
+                await self._leave(self.bridge)
         finally:
             self.threads.close()
             try:
@@ -229,6 +280,16 @@ class Reef:
                 self._state = "closed"
                 self._closed.set()
                 self.books.fail_waiters(ReefClosedError("The Reef was closed."))
+
+    async def _leave(self, bridge: Bridge) -> None:
+        """Leave the transport; close it if this Reef has opened it."""
+        try:
+            if self._leaving is not None:
+                await self._leaving
+            await bridge.close()
+        finally:
+            if isinstance(self.transport_choice, Choice):
+                await bridge.transport.close()
 
     async def serve(self) -> None:
         """Run until SIGTERM, SIGINT or :meth:`stop`, then close (see :meth:`aclose`).
@@ -417,13 +478,20 @@ class Reef:
             **options,
         )
         runner = self._routes.runners.get(to)
-        if runner is None:
+        through: AgentRunner | None = runner
+        if self.bridge is not None:
+            header = msgspec.structs.replace(posted.header, reply_to=self.bridge.inbox)
+            posted = msgspec.structs.replace(posted, header=header)
+            through = self.bridge.outbox
+            if runner is not None and not self.bridge.only_here(to):
+                runner = None  # somebody else may answer
+        if through is None:
             await self.publisher.publish(posted, explicit=True)
             raise self.publisher.unknown_agent(to)
         if parent is not None and (refusal := self.publisher.join_tree(posted, parent)):
             self.books.published += 1
             raise refusal
-        return await self.requests.ask(posted, runner, asker, timeout)
+        return await self.requests.ask(posted, runner, asker, timeout, through)
 
     def emit(
         self,
@@ -512,7 +580,7 @@ class Reef:
         posted = self.publisher.compose(
             letter.spore.knowledge,
             header.channel,
-            to_agent=letter.agent,
+            to_agent=header.to_agent if letter.agent == OUTBOX else letter.agent,
             priority=header.priority,
             key=header.key,
             headers={**(header.headers or {}), "replay_of": header.id},
@@ -533,12 +601,15 @@ class Reef:
     def health_check(self) -> dict[str, Any]:
         """Return whether the Reef works: ``{"status": "healthy" | "failed" | "closed", ...}``."""
         status = "failed" if self._failure else "healthy" if self.running else "closed"
-        return {
+        health: dict[str, Any] = {
             "status": status,
             "error": repr(self._failure) if self._failure else None,
             "agents": len(self._routes.runners),
             "pending": self.pending,
         }
+        if self.bridge is not None:
+            health["transport"] = msgspec.to_builtins(self.bridge.transport.health())
+        return health
 
     @property
     def channels(self) -> list[str]:
@@ -550,11 +621,22 @@ class Reef:
         """The agents at work, by name."""
         return self._routes.runners
 
+    def agents(self) -> list[AgentPresence]:
+        """Return the agents at work on all hosts, as far as they have been heard of.
+
+        Without a transport: those of this Reef.
+        """
+        if self.bridge is not None:
+            return self.bridge.presence.agents()
+        from praval.core.presence import own_agents
+
+        return own_agents(self)
+
     def clear_channel(self, channel: str) -> int:
         """Cancel what waits and came on this channel; return how many deliveries that were."""
         if get_ident() != self._thread:
             return run_on(self.loop, _call(lambda: self.clear_channel(channel)))
-        return sum(runner.clear(channel) for runner in list(self._routes.runners.values()))
+        return sum(runner.clear(channel) for runner in self._crew.at_work)
 
     async def abroadcast_to_channel(self, channel: str, data: Mapping[str, Any]) -> Receipt:
         """Publish knowledge on a channel; errors are those of :meth:`broadcast`."""
@@ -581,19 +663,24 @@ class Reef:
         return self._context.copy()
 
     def fail(self, error: BaseException) -> None:
-        """Give up: the journal died, or the machinery has a bug. Nothing is accepted any more."""
+        """Give up: the journal died, or the machinery has a bug. Nothing is accepted any more.
+
+        Whoever serves the Reef closes it.
+        """
         if self._failure is None and self._state == "running":
             log.critical("the Reef cannot go on: %r", error, exc_info=error)
             self._failure = error
+            self._stop.set()
             broken = ReefError(f"The Reef broke down: {error!r}.")
             self.books.fail_waiters(broken)
             self.requests.close(broken)
-            for watch in self.watches:
-                watch.give_up(broken)
+            for tree in self.trees.values():
+                if tree.watch is not None:
+                    tree.watch.give_up(broken)
 
     def stop_tree(self, root: str, *, interrupt: bool = True) -> None:
         """Give up what belongs to one causal tree: what waits, and on request what runs."""
-        for runner in list(self._routes.runners.values()):
+        for runner in self._crew.at_work:
             runner.stop_tree(root, interrupt=interrupt)
 
     def _mark_context(self) -> None:
@@ -623,13 +710,13 @@ class Reef:
             raise ReefClosedError(f"The Reef {how.get(self._state, f'is {self._state}')}.")
 
     async def _open_journal(self) -> Journal | None:
-        if self._journal_path is None:
+        if self.journal_path is None:
             return None
         from praval.core.journal import Journal
 
         limits = self.settings.reef_config
         return await Journal.open(
-            self._journal_path,
+            self.journal_path,
             sync=limits.journal_sync,
             retention=2 * (limits.message_ttl or 43_200.0),
             clock=self.clock,

@@ -20,7 +20,13 @@ from praval.core.spore import (
     new_id,
     spore_type_of,
 )
-from praval.errors import PravalError, RequestCycleError, RequestFailedError, RequestTimeoutError
+from praval.errors import (
+    PravalError,
+    RequestCycleError,
+    RequestFailedError,
+    RequestTimeoutError,
+    UnknownAgentError,
+)
 
 if TYPE_CHECKING:
     from praval.core.ledger import Ledger
@@ -29,23 +35,31 @@ if TYPE_CHECKING:
 
 
 _RESPONSE = SporeType.RESPONSE
+FAILURE = "praval-failure"
+"""Header of a reply that says why there is none."""
+MOST_OF_AN_ERROR = 2_000
+"""Characters of an error that are told to an asker on another host."""
 
 
 class Pending:
     """A request whose reply has not come."""
 
-    __slots__ = ("asker", "future", "id", "runner", "timeout")
+    __slots__ = ("asker", "future", "id", "runner", "timeout", "to")
 
     def __init__(
         self,
-        request_id: str,
-        runner: AgentRunner,
+        header: Header,
+        *,
+        runner: AgentRunner | None,
         asker: Worker | None,
         future: asyncio.Future[Spore],
         timeout: float,
     ) -> None:
-        self.id = request_id
+        self.id = header.id
+        self.to = header.to_agent or ""
+        """Name of the agent that is asked."""
         self.runner = runner
+        """Who alone can answer; None: somebody on another host may."""
         self.asker = asker
         self.future = future
         self.timeout = timeout
@@ -58,22 +72,43 @@ class Requests:
         self._ledger = ledger
         self._publisher = publisher
         self._pending: dict[str, Pending] = {}
+        self.inbox: str | None = None
+        """The channel on which replies come in over the transport."""
 
     def __len__(self) -> int:
         return len(self._pending)
 
     async def ask(
-        self, posted: Posted, runner: AgentRunner, asker: Worker | None, timeout: float
+        self,
+        posted: Posted,
+        runner: AgentRunner | None,
+        asker: Worker | None,
+        timeout: float,
+        through: AgentRunner,
     ) -> Spore:
         """Send a request and wait for its reply.
 
+        Args:
+            posted: the request.
+            runner: who alone can answer; None: somebody on another host may.
+            asker: the worker whose handler asks; None: nobody's.
+            timeout: seconds.
+            through: whose mailbox takes it: the runner's own, or the outbox.
+
         Raises:
+            UnknownAgentError: no host has such an agent.
             RequestTimeoutError: no reply within ``timeout`` seconds.
             RequestFailedError: the agent failed, refused it, or was gone.
             RequestCycleError: waiting for the reply would wait for ever.
         """
         loop = self._ledger.loop
-        pending = Pending(posted.header.id, runner, asker, loop.create_future(), timeout)
+        pending = Pending(
+            posted.header,
+            runner=runner,
+            asker=asker,
+            future=loop.create_future(),
+            timeout=timeout,
+        )
         if asker is not None:
             if (refusal := self._cycle(pending)) is not None:
                 self._ledger.published += 1
@@ -84,10 +119,10 @@ class Requests:
         timer = loop.call_later(timeout, self._time_out, pending)
         try:
             soft = asker is not None
-            if not self._publisher.hand_over_at_once(posted, runner, soft=soft):
+            if not self._publisher.hand_over_at_once(posted, through, soft=soft):
                 try:
                     async with asyncio.timeout(timeout):
-                        await self._publisher.hand_over(posted, runner, soft=soft)
+                        await self._publisher.hand_over(posted, through, soft=soft)
                 except TimeoutError:
                     self._time_out(pending)  # no room in all that time
                 except PravalError:
@@ -102,42 +137,105 @@ class Requests:
 
     def reply(self, posted: Posted, runner: AgentRunner, result: Mapping[str, Any]) -> None:
         """Give the reply to whoever asked; if nobody waits any more, count it."""
+        answer = self._compose(posted, runner.name, result)
+        self._ledger.published += 1
+        if (pending := self._waiting_for(posted)) is not None:
+            self._ledger.count_reply()
+            pending.future.set_result(answer.open())
+        elif self._is_remote(posted) and not self._is_late(posted):
+            self._publisher.send_reply(answer, posted)
+        else:
+            self._ledger.count(answer, Outcome.UNDELIVERABLE, Reason.LATE_REPLY)
+
+    def _compose(
+        self,
+        posted: Posted,
+        agent: str,
+        result: Mapping[str, Any],
+        headers: dict[str, str] | None = None,
+    ) -> Posted:
         head = posted.header
         raw = encode_knowledge(result, self._publisher.max_size)
         header = Header(  # by position, in the order of Header's fields: this is a hot path
-            new_id(), self._ledger.clock(), None, spore_type_of(result),
-            head.reply_to or head.channel, runner.name, head.from_agent, head.priority,
-            _RESPONSE, head.id, None, head.root or head.id, head.hops + 1,
+            new_id(), self._ledger.clock(), head.deadline if head.reply_to else None,
+            spore_type_of(result), head.reply_to or head.channel, agent, head.from_agent,
+            head.priority, _RESPONSE, head.id, None, head.root or head.id, head.hops + 1,
+            None, None, headers,
         )  # fmt: skip
-        answer = self._publisher.intercept(Posted(header, raw))
-        self._ledger.published += 1
-        pending = self._pending.get(head.id)
-        if pending is None or pending.future.done():
+        return self._publisher.intercept(Posted(header, raw))
+
+    def _waiting_for(self, posted: Posted) -> Pending | None:
+        pending = self._pending.get(posted.header.id)
+        return None if pending is None or pending.future.done() else pending
+
+    def _is_remote(self, posted: Posted) -> bool:
+        """Whether this request came from another Reef, over the transport."""
+        reply_to = posted.header.reply_to
+        return posted.wire is not None and reply_to is not None and reply_to != self.inbox
+
+    def _is_late(self, posted: Posted) -> bool:
+        """Whether the asker's time is up."""
+        deadline = posted.header.deadline
+        return deadline is not None and deadline <= self._ledger.clock()
+
+    def answered(self, answer: Posted) -> None:
+        """Take the reply, good or bad, that came over the transport."""
+        header = answer.header
+        pending = self._pending.get(header.correlation_id or "")
+        if pending is None or pending.future.done() or header.from_agent != pending.to:
             self._ledger.count(answer, Outcome.UNDELIVERABLE, Reason.LATE_REPLY)
-        else:
-            self._ledger.count_reply()
+            return
+        self._ledger.count_reply()
+        if (failure := (header.headers or {}).get(FAILURE)) is None:
             pending.future.set_result(answer.open())
+        else:
+            pending.future.set_exception(
+                RequestFailedError(
+                    f"Agent {pending.to!r} did not answer request {pending.id}: {failure}."
+                )
+            )
 
     def lost(self, posted: Posted, agent: str, reason: Reason, error: BaseException | None) -> None:
         """A request ended otherwise than handled: its asker must not wait."""
-        pending = self._pending.get(posted.header.id)
-        if pending is None or pending.future.done():
+        pending = self._waiting_for(posted)
+        if pending is None:
+            returned = posted.wire is not None and posted.wire.returned
+            if self._is_remote(posted) and not returned and not self._is_late(posted):
+                self._refuse(posted, agent, reason, error)
             return
-        if pending.runner.agent.options.on_error == "raise" and isinstance(error, Exception):
+        runner = pending.runner
+        if (
+            runner is not None
+            and runner.agent.options.on_error == "raise"
+            and isinstance(error, Exception)
+        ):
             pending.future.set_exception(error)
             return
-        if reason is Reason.TTL:  # its deadline: the timer was only a little later
-            self._time_out(pending)
+        if isinstance(error, UnknownAgentError):
+            pending.future.set_exception(error)
+            return
+        if reason in (Reason.TTL, Reason.NOT_SENT, Reason.NO_RECEIPT):
+            self._time_out(pending)  # its deadline: the timer was only a little later
             return
         first = error  # quoting each failure in the next would double its quotes each time
         while isinstance(first, RequestFailedError) and first.__cause__ is not None:
             first = first.__cause__
         cause = f": {shown(first)}" if first is not None else ""
         failure = RequestFailedError(
-            f"Agent {agent!r} did not answer request {posted.header.id}: {reason.value}{cause}."
+            f"Agent {pending.to!r} did not answer request {pending.id}: {reason.value}{cause}."
         )
         failure.__cause__ = error
         pending.future.set_exception(failure)
+
+    def _refuse(
+        self, posted: Posted, agent: str, reason: Reason, error: BaseException | None
+    ) -> None:
+        """Tell the asker on another host that no reply will come."""
+        text = reason.value if error is None else f"{reason.value}: {shown(error)}"
+        text = text.encode(errors="backslashreplace").decode()[:MOST_OF_AN_ERROR]
+        self._ledger.published += 1
+        answer = self._compose(posted, agent, {"error": text}, {FAILURE: text})
+        self._publisher.send_reply(answer, posted)
 
     def close(self, error: Exception) -> None:
         """Fail every open request."""
@@ -149,7 +247,7 @@ class Requests:
         if not pending.future.done():
             pending.future.set_exception(
                 RequestTimeoutError(
-                    f"Agent {pending.runner.name!r} did not answer within {pending.timeout} s. "
+                    f"Agent {pending.to!r} did not answer within {pending.timeout} s. "
                     "Raise timeout=, or look at reef.get_statistics() for a backlog."
                 )
             )
@@ -160,12 +258,14 @@ class Requests:
         """Return an error if no worker that could answer ``new`` can go on without its reply."""
         asker = new.asker
         assert asker is not None
-        if _has_free_slot(new.runner):
+        if new.runner is None or _has_free_slot(new.runner):
             return None
         waits: dict[Worker, set[Pending]] = {asker: {new}}
         todo = [asker]
         while todo:
             for pending in waits[todo.pop()]:
+                if pending.runner is None:
+                    continue
                 for worker in _at_it(pending) or pending.runner.workers:
                     if worker not in waits:
                         waits[worker] = set(worker.waiting_for)
@@ -180,7 +280,7 @@ class Requests:
         if asker not in going:
             names = " -> ".join(dict.fromkeys(worker.runner.name for worker in waits))
             return RequestCycleError(
-                f"Agent {asker.runner.name!r} would wait for ever for {new.runner.name!r}: all "
+                f"Agent {asker.runner.name!r} would wait for ever for {new.to!r}: all "
                 f"that could answer wait for one another ({names}). Use concurrent=, or "
                 "broadcast() instead of a request."
             )
@@ -195,15 +295,15 @@ def _at_it(pending: Pending) -> list[Worker]:
     """Return the workers that handle this request; none: it waits for a worker."""
     return [
         worker
-        for worker in pending.runner.workers
+        for worker in (pending.runner.workers if pending.runner is not None else ())
         if worker.posted is not None and worker.posted.header.id == pending.id
     ]
 
 
 def _can_come(pending: Pending, going: set[Worker]) -> bool:
     """Whether a reply has come already, or some worker can give it."""
-    if pending.future.done():
-        return True  # its asker has not gone on yet
+    if pending.runner is None or pending.future.done():
+        return True  # it may come from another host; or its asker has not gone on yet
     if at_it := _at_it(pending):
         return not going.isdisjoint(at_it)
     return _has_free_slot(pending.runner) or not going.isdisjoint(pending.runner.workers)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from praval.core.agent import SYSTEM_TYPES
 from praval.core.spore import Header
 
 if TYPE_CHECKING:
@@ -23,6 +22,8 @@ class Routes:
         self.runners: dict[str, AgentRunner] = {}
         self._found: dict[tuple[str, str | None, str | None], Receivers] = {}
         self._by_channel: dict[str, list[AgentRunner]] = {}
+        self.outbox: AgentRunner | None = None
+        """Where everything goes first, if the Reef has a transport."""
 
     def add(self, runner: AgentRunner) -> None:
         """Let this agent hear."""
@@ -48,6 +49,8 @@ class Routes:
 
     def receivers(self, header: Header) -> Receivers:
         """Return who is to receive a spore; an agent never hears its own broadcast."""
+        if self.outbox is not None:
+            return (self.outbox,)
         if header.to_agent is not None:
             runner = self.runners.get(header.to_agent)
             return () if runner is None else (runner,)
@@ -64,13 +67,5 @@ class Routes:
         return tuple(
             runner
             for runner in self._by_channel.get(header.channel, ())
-            if runner.name != header.from_agent and responds(runner, header)
+            if runner.name != header.from_agent and runner.responds(header)
         )
-
-
-def responds(runner: AgentRunner, header: Header) -> bool:
-    """Whether the agent's ``responds_to`` admits a spore of this type."""
-    types = runner.agent.options.responds_to
-    if types is None:
-        return header.type not in SYSTEM_TYPES
-    return header.type in types

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
 
-from praval.core.agent import AgentDefinition
+from praval.core.agent import SYSTEM_TYPES, AgentDefinition
 from praval.core.context import current_posted, current_worker
-from praval.core.delivery import Outcome, Posted, Reason, shown
-from praval.core.invoke import FILTERED, build_invoke
+from praval.core.delivery import Ending, Outcome, Posted, Reason, shown
+from praval.core.invoke import Invoke, build_invoke
 from praval.core.mailbox import Mailbox
-from praval.core.spore import Spore, SporeType, decode_knowledge, read_wire
+from praval.core.spore import Header, Spore, SporeType, decode_knowledge, read_wire
 from praval.errors import CrashLoopError, ExpiredError, HandlerTimeoutError
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class AgentRunner:
         Raises:
             HandlerSignatureError: it cannot be used; the old one stays.
         """
-        invoke = build_invoke(agent, self.reef, self.reef.threads, self.reef.interceptors)
+        invoke = self._compose(agent)
         self.agent = agent
         self.invoke = invoke
         self.limit = agent.options.concurrency
@@ -137,16 +137,31 @@ class AgentRunner:
         self._gated = (
             agent.options.max_calls_per_minute is not None or self.reef.journal is not None
         )
-        self._careful = self.reef.journal is not None or agent.options.transactional
+        self._careful = (
+            agent.options.transactional
+            or self.reef.journal is not None
+            or self.reef.bridge is not None
+        )
         """Whether ending a handled delivery takes more than counting it."""
+
+    def _compose(self, agent: AgentDefinition) -> Invoke:
+        """Make what a worker calls."""
+        return build_invoke(agent, self.reef, self.reef.threads, self.reef.interceptors)
 
     @property
     def name(self) -> str:
         """The agent's name."""
         return self.agent.name
 
+    def responds(self, header: Header) -> bool:
+        """Whether the agent's ``responds_to`` admits a spore of this type."""
+        types = self.agent.options.responds_to
+        if types is None:
+            return header.type not in SYSTEM_TYPES
+        return header.type in types
+
     @property
-    def _most_attempts(self) -> int:
+    def _most_attempts(self) -> float:
         return self.agent.options.retries + 1 + CRASHES
 
     def accepted(self, posted: Posted) -> None:
@@ -269,7 +284,8 @@ class AgentRunner:
                     except BaseException as error:  # noqa: BLE001 - every ending is counted there
                         self._fail(worker, posted, error)
                         continue
-                    if posted.tree is None and value is not FILTERED and not self._careful:
+                    ended = value.__class__ is Ending
+                    if posted.tree is None and not ended and not self._careful:
                         # what _settle does, for a delivery that nobody follows
                         if header.key is not None:
                             mailbox.finished(header.key, header)
@@ -278,8 +294,8 @@ class AgentRunner:
                         ledger.pending -= 1
                         if not ledger.pending:
                             ledger.became_idle()
-                    elif value is FILTERED:
-                        self.lose(worker, posted, Outcome.FILTERED, Reason.CONDITION)
+                    elif ended:
+                        self._end(worker, posted, value)
                     else:
                         self._settle(worker, posted, _HANDLED)
                 await asyncio.sleep(0)
@@ -318,7 +334,8 @@ class AgentRunner:
             journal = self.reef.journal
             if journal is not None:
                 # the mark of the one before was written first: one commit serves both
-                await journal.begin(posted.header.id, self.name, posted.attempt)
+                name = posted.journal_name(self.name)
+                await journal.begin(posted.header.id, name, posted.attempt)
         except BaseException:
             if self.gone is None or self._stays(posted, self.gone):
                 self.mailbox.put_back(posted)  # it never began: it still waits
@@ -344,7 +361,7 @@ class AgentRunner:
 
     def _finish(self, posted: Posted, value: Any) -> None:
         """Turn what the handler returned into a reply, a result, a broadcast."""
-        if value is FILTERED:
+        if value.__class__ is Ending:
             return
         result = value if isinstance(value, dict) else {"result": value}
         if posted.header.spore_type is _REQUEST:
@@ -358,6 +375,15 @@ class AgentRunner:
             self.reef.emit(result, self)
         if watch is not None:
             watch.add_result(self.name, dict(result))
+
+    def _end(self, worker: Worker, posted: Posted, ending: Ending) -> None:
+        """The invocation says how the delivery ends, or that it has not ended yet."""
+        if ending.outcome is None:
+            worker.posted = None
+        elif ending.reason is None:
+            self._settle(worker, posted, ending.outcome)
+        else:
+            self.lose(worker, posted, ending.outcome, ending.reason, ending.error)
 
     def _expire(self, worker: Worker, posted: Posted) -> None:
         error = ExpiredError(f"Spore {posted.header.id} waited longer than its time to live.")
@@ -489,6 +515,8 @@ class AgentRunner:
         """Whether what cannot be handled now stays in the journal for the next start."""
         if self.reef.journal is None or reason is not Reason.CLOSED:
             return False
+        if posted.wire is not None and posted.wire.journal_prefix:
+            return False  # it stays with the broker
         if posted.tree is not None and posted.tree.watch is not None:
             posted.tree.watch.finished.set()  # as far as this run is concerned
         return True
@@ -526,10 +554,10 @@ class AgentRunner:
                 continue
             posted = revive(entry)
             self.ledger.accept(posted, 1)
-            self._recovered(posted)
+            self.take_back(posted)
 
-    def _recovered(self, posted: Posted) -> None:
-        """Take one delivery back; one that keeps killing its process is buried."""
+    def take_back(self, posted: Posted) -> None:
+        """Go on with a delivery of an earlier process; one that keeps killing it is buried."""
         if posted.attempt > self._most_attempts:
             error = CrashLoopError(
                 f"Spore {posted.header.id} was begun {posted.attempt - 1} times by agent "

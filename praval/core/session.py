@@ -100,9 +100,9 @@ async def run_tree(
     worker = open_handling()
     sender = worker.runner.name if worker is not None and worker.runner.reef is reef else None
     posted = reef.publisher.compose(data, channel, target_of(data), sender=sender)
-    posted.tree = Tree(posted.header.id, watch)
+    tree = posted.tree = Tree(posted.header.id, watch)
     timed_out = False
-    reef.watches.add(watch)
+    reef.trees[tree.root] = tree
     try:
         async with asyncio.timeout(timeout):
             await reef.publisher.publish(posted, explicit=False, soft=sender is not None)
@@ -115,7 +115,7 @@ async def run_tree(
         await _stop(reef, watch, posted.header.id)
         raise
     finally:
-        reef.watches.discard(watch)
+        del reef.trees[tree.root]
     if watch.raised is not None:
         raise watch.raised
     return SessionResult.of(watch, timed_out=timed_out)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from praval.core.delivery import STATES
 
 if TYPE_CHECKING:
+    from praval.core.bridge import Bridge
     from praval.core.reef import Reef
     from praval.core.runner import AgentRunner
 
@@ -27,7 +28,17 @@ def statistics(reef: Reef) -> dict[str, Any]:
         "open_requests": len(reef.requests),
         "dead_letters": len(reef.dead_letters()),
         "busy_threads": reef.threads.busy,
+        **({} if reef.bridge is None else {"outbox": _outbox(reef.bridge)}),
         "agents": {name: _agent(runner) for name, runner in reef.runners.items()},
+    }
+
+
+def _outbox(bridge: Bridge) -> dict[str, Any]:
+    outbox = bridge.outbox
+    return {
+        **dict(zip(STATES, outbox.counts, strict=True)),
+        "pending": outbox.pending,
+        "unconfirmed": outbox.unconfirmed,
     }
 
 

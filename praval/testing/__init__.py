@@ -1,4 +1,8 @@
-"""Tools for testing agents: a Reef with virtual time and faults on purpose, and models of tape."""
+"""Tools for testing: a Reef with virtual time and faults on purpose, models of tape, transports.
+
+:func:`check_transport` says whether a transport keeps the contract; see
+:mod:`praval.testing.transports`.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,7 @@ from praval.testing.providers import CASES as PROVIDER_CASES
 from praval.testing.providers import check_provider
 from praval.testing.record import Attempt, Event
 from praval.testing.reef import TestReef
+from praval.testing.transports import TransportHarness, check_transport
 
 __all__ = [
     "PROVIDER_CASES",
@@ -35,8 +40,10 @@ __all__ = [
     "ScriptExhaustedError",
     "ScriptedModel",
     "TestReef",
+    "TransportHarness",
     "VirtualClock",
     "check_provider",
+    "check_transport",
     "forbid_real_models",
     "use_model",
 ]

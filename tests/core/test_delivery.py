@@ -138,7 +138,10 @@ async def test_a_reply_is_the_askers_own() -> None:
 # -- the ledger ------------------------------------------------------------------------------
 
 
-@given(st.lists(st.integers(0, 9), min_size=9, max_size=9), st.integers(-3, 3))
+@given(
+    st.lists(st.integers(0, 9), min_size=len(STATES) + 1, max_size=len(STATES) + 1),
+    st.integers(-3, 3),
+)
 def test_a_snapshot_is_balanced_exactly_when_every_delivery_is_accounted_for(
     numbers: list[int], lost: int
 ) -> None:

@@ -697,3 +697,17 @@ async def test_a_reef_that_broke_down_says_so() -> None:
         with pytest.raises(ReefError, match="broke down"):
             await reef.broadcast({})
         assert reef.health_check()["status"] == "failed"
+
+
+async def test_serving_ends_when_the_reef_breaks_down() -> None:
+    """A service that handles nothing any more must not look alive."""
+
+    def bug(*details: Any) -> None:
+        raise RuntimeError("a bug of ours")
+
+    async with Reef(failing("a", ValueError("no"))) as reef:
+        reef.books.listeners.append(bug)
+        await reef.broadcast({})
+        async with asyncio.timeout(10):
+            await reef.serve()
+        assert reef.health_check()["error"] == repr(RuntimeError("a bug of ours"))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from praval import Reason, Spore, agent
 from praval.core.routing import REMEMBERED, Routes
+from praval.core.runner import AgentRunner
 from praval.core.session import run_tree
 from praval.core.spore import Header
 from praval.testing import TestReef
@@ -137,6 +138,9 @@ class Listener(NamedTuple):
     name: str
     channels: tuple[str, str]
     agent: Any
+
+    def responds(self, header: Header) -> bool:
+        return AgentRunner.responds(self, header)  # type: ignore[arg-type]
 
 
 def listener(name: str, channel: str, types: list[str] | None) -> Any:

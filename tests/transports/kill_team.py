@@ -1,0 +1,107 @@
+"""Two hosts that the kill tests kill: a source and a worker, each with a journal.
+
+``python kill_team.py source|worker JOURNAL LOG COUNT [FLAW]``; in the environment, as JSON,
+``KILL_TEAM_TRANSPORT`` (its config) and ``KILL_TEAM_REEF_CONFIG``. The source publishes numbers
+(from the first that its log does not name as accepted) and ends when all of them are out. The
+worker handles them one at a time until it is told to end. Every event is one line, appended by a
+single write.
+
+``FLAW`` breaks one promise on purpose, so that the test can be seen to fail: ``early-ack``,
+``no-dedup``, ``no-outbox``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from praval import Reef, Spore, agent, configure
+from praval.core.bridge import Bridge
+from praval.core.spore import new_id
+
+ROLE, JOURNAL, LOG, COUNT = sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
+FLAW = sys.argv[5] if len(sys.argv) > 5 else ""
+TRANSPORT: dict[str, Any] = json.loads(os.environ["KILL_TEAM_TRANSPORT"])
+
+descriptor = os.open(LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
+
+def note(line: str) -> None:
+    """Append one line; what is written survives the death of this process."""
+    os.write(descriptor, f"{line}\n".encode())
+
+
+@agent("worker", responds_to=["job"])
+async def worker(spore: Spore) -> None:
+    """Handle one number."""
+    note(f"begin {spore.knowledge['number']}")
+    await asyncio.sleep(0)
+    note(f"end {spore.knowledge['number']}")
+
+
+async def source(accepted: int) -> None:
+    """Publish what was not accepted yet, in parallel; end when all of it is out."""
+    journal = None if FLAW == "no-outbox" else JOURNAL
+    async with Reef(journal=journal, transport=TRANSPORT, namespace="kill") as reef:
+
+        async def publish(number: int) -> None:
+            publishing = reef.send("worker", {"type": "job", "number": number})
+            if FLAW == "no-outbox":  # what an outbox in memory calls accepted
+                task = asyncio.ensure_future(publishing)
+                task.add_done_callback(lambda done: done.cancelled() or done.exception())
+                await asyncio.sleep(0)
+            else:
+                await publishing
+            note(f"accepted {number}")
+
+        for first in range(accepted, COUNT, 100):
+            await asyncio.gather(*(publish(n) for n in range(first, min(first + 100, COUNT))))
+        await reef.wait_idle()
+        ledger = reef.ledger()
+        assert ledger.balanced
+        assert ledger.expired == ledger.rejected == ledger.undeliverable == 0, ledger
+    note(f"done {ledger}")
+
+
+async def work() -> None:
+    """Handle what comes."""
+    note("process")
+    async with Reef(worker, journal=JOURNAL, transport=TRANSPORT, namespace="kill") as reef:
+        note("started")
+        await reef.serve()
+
+
+def _spoil() -> None:
+    if FLAW == "early-ack":
+        take = Bridge._take
+
+        async def take_and_forget(self: Any, *args: Any) -> Any:
+            task = asyncio.ensure_future(take(self, *args))
+            self.forgotten = {*getattr(self, "forgotten", ()), task}
+            inbound = self._open.get(args[0])
+            while inbound is None:
+                await asyncio.sleep(0)
+                inbound = self._open.get(args[0])
+            return inbound
+
+        Bridge._take = take_and_forget  # type: ignore[method-assign]
+    if FLAW == "no-dedup":
+        is_new = Bridge._is_new
+
+        async def is_always_new(self: Any, key: Any, posted: Any, delivery: Any) -> bool:
+            posted.header = msgspec.structs.replace(posted.header, id=new_id())
+            return await is_new(self, (posted.header.id, key[1]), posted, delivery)
+
+        Bridge._is_new = is_always_new  # type: ignore[method-assign]
+
+
+configure({"reef_config": {"drain_timeout": 5, **json.loads(os.environ["KILL_TEAM_REEF_CONFIG"])}})
+_spoil()
+already = sum(line.startswith("accepted ") for line in LOG.read_text().splitlines())
+asyncio.run(source(already) if ROLE == "source" else work())
