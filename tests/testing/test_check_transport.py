@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +26,7 @@ assert broken_life  # both add to BROKEN
 assert broken_tls
 
 Kind = type[MessageTransport]
+ROOT = Path(__file__).parents[2]
 
 
 # -- the interface ---------------------------------------------------------------------------
@@ -67,6 +71,21 @@ def test_a_harness_needs_two_things() -> None:
     assert (minimal.address, minimal.secrets) == (("somewhere", 1234), ["s3cret"])
     assert minimal.capabilities.takes_over
     assert minimal.broker() is None
+
+
+def test_it_needs_no_pytest() -> None:
+    """Authors of transports may have another framework, or none."""
+    script = """
+import asyncio, sys
+sys.modules["pytest"] = None
+from praval.testing import check_transport
+from tests.transports.local_harness import LocalHarness
+print(asyncio.run(check_transport(LocalHarness(), cases=["confirm", "order"])))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["confirm", "order"]
 
 
 class PlainHarness(RedisHarness):

@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
-from praval.core.topics import REST
+from praval.core.topics import REST, parse_topic
 from praval.core.transport import Callback, Confirmation, MessageTransport, Subscription
 from praval.errors import (
     TopicError,
@@ -224,6 +224,20 @@ class SwallowsErrors(Wrapping):
 class DropsOnFailure(NetworkedLocal):
     async def bury(self, message: Outgoing) -> None:
         self.counts.dead += 1
+
+
+@breaks("dead_letter_fails")
+class BuriesTheDead(NetworkedLocal):
+    async def _listen(self, link: Link, listening: Listening) -> None:
+        async def bury(incoming: Incoming) -> None:
+            headers = {**incoming.headers, "again": "1"}
+            topic = parse_topic(self.config.dead_letter_topic)
+            await self.bury(Outgoing(topic, incoming.body, 5, None, headers))
+            await incoming.acknowledge()
+            self.counts.acknowledged += 1
+
+        listening._set_aside = lambda incoming: listening._start(bury(incoming))  # type: ignore[method-assign]
+        await super()._listen(link, listening)
 
 
 @breaks("failure_is_private", "retries")
