@@ -12,6 +12,7 @@ from typing import Any
 
 from praval.core.topics import encode_segment
 from praval.core.transport import Delivery, Health, MessageTransport
+from praval.errors import PravalError
 from praval.testing.transports.harness import TransportHarness
 from praval.testing.transports.network import Network
 
@@ -31,7 +32,7 @@ POLL = 0.004
 """Seconds between two looks at a condition."""
 
 
-class NonconformityError(AssertionError):
+class NonconformityError(PravalError, AssertionError):
     """The transport does not do what the contract says."""
 
 
