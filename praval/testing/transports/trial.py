@@ -213,10 +213,6 @@ class Trial:
         """Return a way to the broker that can be cut, until the trial ends."""
         return await self._exits.enter_async_context(self.harness.network())
 
-    def on_exit(self, callback: Callable[[], object]) -> None:
-        """Call it when the trial ends, before clients are closed."""
-        self._exits.callback(callback)
-
     async def enter(self, context: contextlib.AbstractAsyncContextManager[Any]) -> Any:
         """Enter a context until the trial ends."""
         return await self._exits.enter_async_context(context)
