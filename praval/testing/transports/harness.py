@@ -65,9 +65,10 @@ class Broker(ABC):
 class TransportHarness(ABC):
     """Says how to reach a running broker; everything else has a default.
 
-    The suite makes names of its own for each case, so a broker that others use as well will do; but
-    it leaves its durable groups there, so better give it one, or a virtual host, of its own. For the negative cases it puts proxies with certificates of its own before the broker, which
-    needs the extra ``[certs]``.
+    The suite makes names of its own for each case, so a broker that others use as well will do;
+    but it leaves its durable groups there: better give it one, or a virtual host, of its own. For
+    the negative cases it puts proxies with certificates of its own before the broker, which needs
+    the extra ``[certs]``.
     """
 
     name: ClassVar[str]
