@@ -11,7 +11,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.t
 INPUTS := pyproject.toml constraints.txt
 VENV   := .venv/.stamp-venv
 
-.PHONY: help demo test fuzz servers lint bench lock clean
+.PHONY: help demo test fuzz servers lint matrix soak bench bench-wire lock clean
 .NOTPARALLEL:
 
 help:
@@ -20,15 +20,19 @@ help:
 	@echo "make test    the test suite             make test ARGS=\"-k journal\""
 	@echo "make fuzz    2,000,000 mutated envelopes, cards and key files   make fuzz ARGS=\"--seed 7\""
 	@echo "make lint    ruff, mypy, pyright, import contracts"
+	@echo "make matrix  run the transports' conformance suite, and write its table in docs/transports.md"
+	@echo "make soak    per broker 20,000 spores, 5 killed hosts, 3 killed brokers; prints the counts"
 	@echo "make bench   the performance budgets    make bench ARGS=\"...\""
+	@echo "make bench-wire  transports against the raw client libraries and FastStream, on brokers"
 	@echo "make lock    resolve constraints.txt anew"
 	@echo "make clean   remove the virtual environment, builds and caches"
 
 demo: .venv/.stamp-demo
 	@.venv/bin/praval demo $(PATH_) $(ARGS)
 
+# in two processes: much of the suite waits for brokers and for processes that are killed
 test: .venv/.stamp-dev servers
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest -n 2 --dist worksteal $(ARGS)
 
 fuzz: .venv/.stamp-dev
 	@$(PY) -m tests.fuzz.sealing $(ARGS)
@@ -45,8 +49,19 @@ lint: .venv/.stamp-dev
 	@# its cache overlooks a module that appeared after the one that imports it
 	.venv/bin/lint-imports --no-logo --no-cache
 
+matrix: .venv/.stamp-dev servers
+	@$(PY) -m tests.transports.matrix
+
+# some 4 minutes; -s shows what became of the spores on each broker
+soak: .venv/.stamp-dev servers
+	@PRAVAL_SOAK_SPORES=20000 PRAVAL_SOAK_WORKER_KILLS=5 PRAVAL_SOAK_BROKER_KILLS=3 \
+		$(PY) -m pytest tests/transports/test_kills.py -s -q $(ARGS)
+
 bench: .venv/.stamp-bench
 	@$(PY) -m benchmarks $(ARGS)
+
+bench-wire: .venv/.stamp-bench servers
+	@$(PY) -m benchmarks.wire $(ARGS)
 
 lock: $(VENV)
 	@$(PY) -m pip install --quiet --disable-pip-version-check uv

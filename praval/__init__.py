@@ -16,6 +16,7 @@ Importing this package starts nothing and loads no broker client, provider or da
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from praval.core.agent import Agent, AgentDefinition
@@ -32,7 +33,15 @@ from praval.errors import PravalError
 from praval.settings import Settings, configure
 
 if TYPE_CHECKING:
-    from praval.providers.calls import achat, chat
+    from praval.core.wrappers import (
+        cached_agent,
+        debug_agent,
+        monitor_agent_performance,
+        resilient_agent,
+    )
+    from praval.providers.calls import achat, astream, chat
+    from praval.providers.messages import Response
+    from praval.tools.tool import tool
 
 __version__ = "0.1.0"
 
@@ -51,6 +60,7 @@ __all__ = [
     "Receipt",
     "Reef",
     "Registry",
+    "Response",
     "SessionResult",
     "Settings",
     "Spore",
@@ -61,23 +71,39 @@ __all__ = [
     "agent",
     "agent_pipeline",
     "astart_agents",
+    "astream",
     "broadcast",
+    "cached_agent",
     "chat",
     "conditional_agent",
     "configure",
+    "debug_agent",
     "get_agent_info",
     "get_reef",
     "get_registry",
+    "monitor_agent_performance",
     "register_agent",
+    "resilient_agent",
     "start_agents",
     "throttled_agent",
+    "tool",
 ]
+
+_LAZY = {
+    "Response": "praval.providers.messages",
+    "achat": "praval.providers.calls",
+    "astream": "praval.providers.calls",
+    "cached_agent": "praval.core.wrappers",
+    "chat": "praval.providers.calls",
+    "debug_agent": "praval.core.wrappers",
+    "monitor_agent_performance": "praval.core.wrappers",
+    "resilient_agent": "praval.core.wrappers",
+    "tool": "praval.tools.tool",
+}
+"""Name -> module that is loaded on first use: most of it is not needed without models."""
 
 
 def __getattr__(name: str) -> Any:
-    """Load the model calls on first use: most of what they need is not needed without them."""
-    if name in ("achat", "chat"):
-        from praval.providers import calls
-
-        return getattr(calls, name)
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

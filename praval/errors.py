@@ -49,7 +49,20 @@
     │       └── PassphraseError     the passphrase is wrong, or the file was changed
     ├── ProviderError               a model could not be used
     │   ├── ProviderTimeoutError    no answer in time (also a TimeoutError)
-    │   └── NoModelError            there is no model at all (lists the ways to get one)
+    │   ├── NoModelError            there is no model at all (lists the ways to get one)
+    │   ├── ProviderConnectionError no connection, or it broke off
+    │   ├── ProviderProtocolError   the answer is not what the protocol promises
+    │   ├── ProviderStatusError     refused with an HTTP status
+    │   │   ├── ProviderAuthError   the key is missing, wrong, or not allowed to (401, 403)
+    │   │   ├── RateLimitError      too many requests (429)
+    │   │   └── OverloadedError     the provider is broken or too busy (500 and above)
+    │   ├── CircuitOpenError        it failed so often that it is left alone for a while
+    │   ├── ModelBudgetError        the budget of tokens or money is spent
+    │   └── StructuredOutputError   the answer does not fit the wanted type
+    ├── ToolError                   a tool cannot be used
+    │   ├── ToolDefinitionError     a function cannot be a tool, or a tool is declared wrongly
+    │   ├── ToolRoundsError         the model calls tools again and again
+    │   └── ApprovalError           no such question to a human, or it is answered already
     └── FeatureUnavailableError     the guide has it, this version does not (yet)
 
 Each message says what happened, why, and what to do.
@@ -311,6 +324,68 @@ class ProviderTimeoutError(ProviderError, TimeoutError):
 
 class NoModelError(ProviderError):
     """No model can be reached; the message lists the ways to get one."""
+
+
+class ProviderConnectionError(ProviderError):
+    """No connection to the provider, or it broke off."""
+
+    def __init__(self, message: str, *, sent: bool = True) -> None:
+        super().__init__(message)
+        self.sent = sent
+        """Whether the request may have reached the provider: it is not repeated then."""
+
+
+class ProviderProtocolError(ProviderError):
+    """The provider's answer is not what its protocol promises, or ended too early."""
+
+
+class ProviderStatusError(ProviderError):
+    """The provider refused with an HTTP status; ``retry_after`` is its wish, in seconds."""
+
+    def __init__(self, message: str, status: int, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry_after = retry_after
+
+
+class ProviderAuthError(ProviderStatusError):
+    """The key is missing, wrong, or not allowed to do this (401, 403)."""
+
+
+class RateLimitError(ProviderStatusError):
+    """Too many requests, or the quota is used up (429)."""
+
+
+class OverloadedError(ProviderStatusError):
+    """The provider is broken or too busy (500 and above)."""
+
+
+class CircuitOpenError(ProviderError):
+    """The provider failed so often in a row that it is left alone for a while."""
+
+
+class ModelBudgetError(ProviderError):
+    """The budget of tokens or money of this work is spent."""
+
+
+class StructuredOutputError(ProviderError):
+    """The answer does not fit the wanted type, not even after one repair."""
+
+
+class ToolError(PravalError):
+    """A tool cannot be used."""
+
+
+class ToolDefinitionError(ToolError, TypeError):
+    """A function cannot be a tool, or a tool is declared wrongly."""
+
+
+class ToolRoundsError(ToolError):
+    """The model called tools in more rounds than are allowed."""
+
+
+class ApprovalError(ToolError, LookupError):
+    """There is no such question to a human, or it has been answered already."""
 
 
 class FeatureUnavailableError(PravalError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from praval.errors import ConfigurationError, UnknownNameError
@@ -19,6 +19,23 @@ def near(name: str, known: Iterable[str]) -> str:
     """Return ``' Did you mean "x"?'`` for the nearest known name, or an empty string."""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f' Did you mean "{match[0]}"?' if match else ""
+
+
+def find(kind: str, name: str, builtin: Mapping[str, str], *, group: str) -> str | EntryPoint:
+    """Return where the plug-in ``name`` is, without importing it; arguments as for :func:`load`.
+
+    Raises:
+        UnknownNameError: nobody registered that name.
+    """
+    target = builtin.get(name)
+    if target is not None:
+        return target
+    for point in entry_points(group=group, name=name):
+        return point
+    known = sorted({*builtin, *(point.name for point in entry_points(group=group))})
+    raise UnknownNameError(
+        f"Unknown {kind} {name!r}; known: {', '.join(known) or 'none'}.{near(name, known)}"
+    )
 
 
 def load(kind: str, name: str, builtin: Mapping[str, str], *, group: str) -> Any:
@@ -34,14 +51,9 @@ def load(kind: str, name: str, builtin: Mapping[str, str], *, group: str) -> Any
         UnknownNameError: nobody registered that name.
         ConfigurationError: the plug-in exists but a package it needs is not installed.
     """
-    target = builtin.get(name)
-    if target is None:
-        for point in entry_points(group=group, name=name):
-            return point.load()
-        known = sorted({*builtin, *(point.name for point in entry_points(group=group))})
-        raise UnknownNameError(
-            f"Unknown {kind} {name!r}; known: {', '.join(known) or 'none'}.{near(name, known)}"
-        )
+    target = find(kind, name, builtin, group=group)
+    if isinstance(target, EntryPoint):
+        return target.load()
     module, _, attribute = target.partition(":")
     try:
         return getattr(import_module(module), attribute)

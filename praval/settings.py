@@ -69,9 +69,20 @@ class PerformanceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
 
     timeout: Positive = 30.0
     max_retries: NotNegative = 3
-    enable_caching: bool = True
+    """Further attempts of a request that a provider refused in passing."""
+    enable_caching: bool = False
+    """Keep answers of models, and give them again for the same question."""
     cache_ttl: Positive = 3600.0
+    cache: str = "memory"
+    """Where answers are kept: "memory", "sqlite" (a file under the data directory), or the address
+    of a Redis server."""
     batch_size: Count = 10
+
+    def __repr__(self) -> str:
+        """Everything but the password that the cache's address may hold."""
+        shown = {name: getattr(self, name) for name in self.__struct_fields__}
+        shown["cache"] = re.sub(r"//[^/@]*@", "//***@", self.cache)
+        return f"PerformanceSettings({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
 
 
 class SecuritySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -159,6 +170,7 @@ ENVIRONMENT: Mapping[str, str] = {
     "PRAVAL_CLEANUP_INTERVAL": "reef_config.cleanup_interval",
     "PRAVAL_ENABLE_CACHING": "performance.enable_caching",
     "PRAVAL_CACHE_TTL": "performance.cache_ttl",
+    "PRAVAL_CACHE": "performance.cache",
     "PRAVAL_MAX_RETRIES": "performance.max_retries",
     "PRAVAL_REQUEST_TIMEOUT": "performance.timeout",
     "QDRANT_URL": "memory_config.qdrant_url",
@@ -169,15 +181,15 @@ ENVIRONMENT: Mapping[str, str] = {
 }
 """Environment variable -> setting. API keys are read by their providers, never kept here."""
 
+READ_ELSEWHERE = ("PRAVAL_PRICES",)
+"""Variables that are no settings: the file with prices of models."""
+
 ENVIRONMENT_NOT_BUILT: Mapping[str, str] = {
     "PRAVAL_ENABLE_SECURE_SPORES": "sealed spores",
 }
 """Variables of the guide that are accepted with a warning until their feature exists."""
 
 NOT_BUILT = {
-    "performance.max_retries": "retries of model calls",
-    "performance.enable_caching": "the response cache",
-    "performance.cache_ttl": "the response cache",
     "performance.batch_size": "batched model calls",
     "security.enable_content_filtering": "content filtering",
     "security.rate_limit_requests": "rate limits",
@@ -213,7 +225,7 @@ def from_environment(environ: Mapping[str, str] | None = None) -> Settings:
     for variable in environ:
         if variable in ENVIRONMENT_NOT_BUILT:
             _warn_no_effect(variable, ENVIRONMENT_NOT_BUILT[variable], stacklevel=3)
-        elif variable.startswith("PRAVAL_") and variable not in ENVIRONMENT:
+        elif variable.startswith("PRAVAL_") and variable not in (*ENVIRONMENT, *READ_ELSEWHERE):
             hint = near(variable, ENVIRONMENT)
             if hint:
                 warnings.warn(f"Unknown environment variable {variable}.{hint}", stacklevel=2)

@@ -12,7 +12,12 @@ import pytest
 
 README = Path(__file__).parents[1] / "README.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", README.read_text(encoding="utf-8"), re.M | re.S)
-PLAIN = [block for block in BLOCKS if "def test_" not in block and "BaseProvider" not in block]
+MODELS = [block for block in BLOCKS if "@tool" in block]
+PLAIN = [
+    block
+    for block in BLOCKS
+    if not any(mark in block for mark in ("def test_", "BaseProvider", "@tool"))
+]
 PROVIDER = [block for block in BLOCKS if "BaseProvider" in block]
 TESTS = [block for block in BLOCKS if "def test_" in block]
 
@@ -39,16 +44,32 @@ def promised(block: str) -> list[str]:
 
 
 def test_the_blocks_are_found() -> None:
-    """Two scripts, one provider, one test: a new block needs a test here."""
-    assert [len(blocks) for blocks in (PLAIN, PROVIDER, TESTS)] == [2, 1, 1]
+    """Three scripts, one with models, one provider, one test: a new block needs a test here."""
+    assert [len(blocks) for blocks in (PLAIN, MODELS, PROVIDER, TESTS)] == [3, 1, 1, 1]
 
 
-@pytest.mark.parametrize("block", PLAIN, ids=["start_agents", "reef"])
+@pytest.mark.parametrize("block", PLAIN, ids=["start_agents", "reef", "hosts"])
 def test_a_script_prints_what_its_comments_say(block: str, tmp_path: Path) -> None:
     """Pasted into a file it runs, ends by itself, and prints that and nothing else."""
     (tmp_path / "script.py").write_text(block, encoding="utf-8")
     assert promised(block), "the block does not say what it prints"
     assert run(tmp_path, "script.py").splitlines() == promised(block)
+
+
+def test_the_agent_with_a_tool_and_a_wanted_type_works(tmp_path: Path) -> None:
+    """With a script in the place of the models."""
+    script = (
+        f"{MODELS[0]}\n"
+        "from praval import start_agents\n"
+        "from praval.providers import Response, ToolCall\n"
+        "from praval.testing import ScriptedModel, use_model\n"
+        "wish = Response(tool_calls=[ToolCall('1', 'depth_of', '{\"reef\": \"Apo\"}')])\n"
+        'with use_model(ScriptedModel([wish, \'{"title": "Apo", "metres": 34}\'])) as model:\n'
+        "    print(dict(start_agents(writer, initial_data={})))\n"
+        "    print(model.calls[1].messages[-1]['content'])\n"
+    )
+    (tmp_path / "script.py").write_text(script, encoding="utf-8")
+    assert run(tmp_path, "script.py") == "{'title': 'Apo', 'metres': 34}\n34\n"
 
 
 def test_the_provider_is_selected_as_described(tmp_path: Path) -> None:

@@ -36,8 +36,9 @@ VARIABLES: dict[str, tuple[str, str, Any]] = {
     "PRAVAL_REEF_CAPACITY": ("2000", "reef_config.channel_capacity", 2000),
     "PRAVAL_MESSAGE_TTL": ("7200", "reef_config.message_ttl", 7200.0),
     "PRAVAL_CLEANUP_INTERVAL": ("60.5", "reef_config.cleanup_interval", 60.5),
-    "PRAVAL_ENABLE_CACHING": ("false", "performance.enable_caching", False),
+    "PRAVAL_ENABLE_CACHING": ("true", "performance.enable_caching", True),
     "PRAVAL_CACHE_TTL": ("1800", "performance.cache_ttl", 1800.0),
+    "PRAVAL_CACHE": ("sqlite", "performance.cache", "sqlite"),
     "PRAVAL_MAX_RETRIES": ("0", "performance.max_retries", 0),
     "PRAVAL_REQUEST_TIMEOUT": ("60", "performance.timeout", 60.0),
     "QDRANT_URL": ("http://localhost:6333", "memory_config.qdrant_url", "http://localhost:6333"),
@@ -73,8 +74,7 @@ def test_the_table_below_knows_every_variable() -> None:
 
 
 FEATURE_MISSING = {
-    "PRAVAL_ENABLE_CACHING", "PRAVAL_CACHE_TTL", "PRAVAL_MAX_RETRIES", "QDRANT_URL",
-    "QDRANT_API_KEY", "PRAVAL_COLLECTION_NAME", "SHORT_TERM_MAX_ENTRIES",
+    "QDRANT_URL", "QDRANT_API_KEY", "PRAVAL_COLLECTION_NAME", "SHORT_TERM_MAX_ENTRIES",
     "SHORT_TERM_RETENTION_HOURS",
 }  # fmt: skip
 """Variables that are read, checked and kept, but that nothing uses yet."""
@@ -143,13 +143,13 @@ def test_a_variable_whose_feature_is_missing_warns(variable: str) -> None:
 
 def test_a_missing_feature_is_warned_about_once_per_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither later uses nor ``configure()`` repeat it; reading the environment again does."""
-    monkeypatch.setenv("PRAVAL_MAX_RETRIES", "1")
-    with pytest.warns(FutureWarning, match="PRAVAL_MAX_RETRIES is accepted"):
+    monkeypatch.setenv("SHORT_TERM_MAX_ENTRIES", "7")
+    with pytest.warns(FutureWarning, match="SHORT_TERM_MAX_ENTRIES is accepted"):
         current_settings()
     current_settings()  # a warning would be an error here
-    assert configure(max_threads=3).performance.max_retries == 1
+    assert configure(max_threads=3).memory_config.short_term_max_entries == 7
     reset_settings()
-    with pytest.warns(FutureWarning, match="PRAVAL_MAX_RETRIES is accepted"):
+    with pytest.warns(FutureWarning, match="SHORT_TERM_MAX_ENTRIES is accepted"):
         current_settings()
 
 
@@ -247,8 +247,7 @@ def test_what_the_guide_configures_is_accepted(logger: logging.Logger) -> None:
     assert {warning.category for warning in caught} == {FutureWarning}
     named = {str(warning.message).split("'")[1] for warning in caught}
     assert named == {
-        "performance.max_retries", "performance.enable_caching",
-        "performance.cache_ttl", "performance.batch_size",
+        "performance.batch_size",
         "security.enable_content_filtering", "security.rate_limit_requests",
     }  # fmt: skip
     assert {warning.filename for warning in caught} == {__file__}

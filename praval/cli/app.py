@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import praval
-from praval.cli import certs, demo, keys
+from praval.cli import agents, approvals, certs, demo, keys, ping, run, send
 
 app = typer.Typer(
     name="praval",
@@ -17,6 +17,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("demo")(demo.demo)
+app.command("run")(run.run)
+app.command("ping")(ping.ping)
+app.command("agents")(agents.agents)
+app.command("send")(send.send)
+app.add_typer(approvals.app, name="approvals")
 app.add_typer(certs.app)
 app.add_typer(keys.app)
 

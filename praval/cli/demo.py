@@ -22,7 +22,7 @@ from praval.demo.report import count
 from praval.demo.run import Job, Outcome, run
 from praval.demo.sources import asyncio_folder, printable
 from praval.demo.voice import introduce
-from praval.errors import ConfigurationError, FeatureUnavailableError, PravalError
+from praval.errors import ConfigurationError, NoModelError, PravalError
 
 FAILED, REFUSED, BY_SIGNAL = 1, 2, 128
 
@@ -62,7 +62,7 @@ def demo(
             speaker="" if no_model else introduce(provider, model),
         )
         outcome = _run(job)
-    except (ConfigurationError, FeatureUnavailableError) as error:
+    except (ConfigurationError, NoModelError) as error:
         _fail(error, REFUSED)
     except PravalError as error:
         _fail(error, FAILED)

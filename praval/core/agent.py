@@ -9,8 +9,8 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Awaitable, Callable, Iterable
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import msgspec
 
@@ -25,7 +25,10 @@ from praval.sync import refuse_on_loop
 
 if TYPE_CHECKING:
     from praval.core.reef import Reef
+    from praval.providers.messages import Response
+    from praval.providers.streams import AnswerStream
 
+T = TypeVar("T")
 Handler = Callable[..., Any]
 Condition = Callable[[Spore], bool]
 Hook = TypeVar("Hook", bound=Callable[..., Any])
@@ -74,25 +77,42 @@ class Agent:
         name: str,
         system_message: str | None = None,
         model: str | None = None,
-        provider: str | None = None,
+        provider: str | Sequence[str] | None = None,
+        tools: Sequence[Any] = (),
     ) -> None:
         self.name = checked_name(name)
         self.system_message = system_message
         self.model = model
         self.provider = provider
+        self.tools = _checked_tools(name, tools)
+        """What its model may have called: functions, ``@tool``s, their names, MCPServers."""
 
-    async def achat(self, message: str, **options: Any) -> str:
+    @overload
+    async def achat(self, message: str, *, returns: type[T], **options: Any) -> T: ...
+    @overload
+    async def achat(self, message: str, *, returns: None = None, **options: Any) -> Response: ...
+    async def achat(self, message: str, *, returns: Any = None, **options: Any) -> Any:
         """Ask the agent's model; see :func:`praval.achat` for options and errors."""
         from praval.providers.calls import achat
 
-        return await achat(message, **{**self._identity(), **options})
+        return await achat(message, **{**self._identity(), **options, "returns": returns})
 
-    def chat(self, message: str, **options: Any) -> str:
+    @overload
+    def chat(self, message: str, *, returns: type[T], **options: Any) -> T: ...
+    @overload
+    def chat(self, message: str, *, returns: None = None, **options: Any) -> Response: ...
+    def chat(self, message: str, *, returns: Any = None, **options: Any) -> Any:
         """Blocking form of :meth:`achat`."""
         from praval.providers.calls import chat
 
         refuse_on_loop("chat", "achat")
-        return chat(message, **{**self._identity(), **options})
+        return chat(message, **{**self._identity(), **options, "returns": returns})
+
+    def astream(self, message: str, **options: Any) -> AnswerStream:
+        """Ask the agent's model and get its answer piece by piece; see :func:`praval.astream`."""
+        from praval.providers.calls import astream
+
+        return astream(message, **{**self._identity(), **options})
 
     async def handle(self, spore: Spore) -> Any:
         """Answer a spore; what it returns is a result (DESIGN: "Return values")."""
@@ -100,7 +120,12 @@ class Agent:
         return {"response": await self.achat(str(message))}
 
     def _identity(self) -> dict[str, Any]:
-        return {"system": self.system_message, "model": self.model, "provider": self.provider}
+        return {
+            "system": self.system_message,
+            "model": self.model,
+            "provider": self.provider,
+            "tools": self.tools or None,
+        }
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}>"
@@ -117,9 +142,10 @@ class AgentDefinition(Agent):
         *,
         system_message: str | None = None,
         model: str | None = None,
-        provider: str | None = None,
+        provider: str | Sequence[str] | None = None,
+        tools: Sequence[Any] = (),
     ) -> None:
-        super().__init__(name, system_message, model, provider)
+        super().__init__(name, system_message, model, provider, tools)
         self.handler = checked_handler(name, handler)
         self.options = options or AgentOptions()
         self.injected: dict[str, Callable[[Reef], Any]] = {}
@@ -161,6 +187,18 @@ class AgentDefinition(Agent):
                 "does not have yet."
             )
         raise AttributeError(f"{type(self).__name__} {self.name!r} has no attribute {name!r}")
+
+
+def _checked_tools(name: str, tools: Sequence[Any]) -> tuple[Any, ...]:
+    if isinstance(tools, str | bytes) or not isinstance(tools, Sequence):
+        raise ConfigurationError(f"Agent {name!r}: tools must be a list, not {tools!r}.")
+    for each in tools:
+        if not (isinstance(each, str) or callable(each) or hasattr(each, "tools")):
+            raise ConfigurationError(
+                f"Agent {name!r}: {each!r} is no tool; pass functions, @tools, their names or "
+                "MCPServers."
+            )
+    return tuple(tools)
 
 
 def checked_name(name: str) -> str:
@@ -309,6 +347,7 @@ def as_definition(candidate: object) -> AgentDefinition:
             system_message=candidate.system_message,
             model=candidate.model,
             provider=candidate.provider,
+            tools=candidate.tools,
         )
     hint = "decorate it with @agent(name)" if callable(candidate) else "pass agents one by one"
     raise HandlerSignatureError(f"{candidate!r} is not an agent: {hint}.")

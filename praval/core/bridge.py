@@ -87,6 +87,8 @@ class Bridge:
         self.presence = Presence(config.presence_interval)
         self.outbox = Outbox(reef, reef.books, self, config.resend_after)
         self._desk = ReceiptDesk(self._send_receipts)
+        self._own: list[Subscription | str] = []
+        """Subscriptions that are not an agent's."""
         self._agents: dict[str, tuple[list[str], Subscription | None]] = {}
         self._open: dict[Key, Inbound] = {}
         """What is being handled, or waits for it."""
@@ -104,8 +106,12 @@ class Bridge:
         """Hear the inbox, the other hosts, and what is for the agents; then say who is here."""
         transport, namespace = self.transport, self._reef.namespace
         _needs_groups(transport)
-        await transport.subscribe(self._inbox_topic, self._post, concurrency=INBOX_AT_ONCE)
-        await transport.subscribe(join(namespace, "@presence"), self._hear)
+        for topic, callback, at_once in (
+            (self._inbox_topic, self._post, INBOX_AT_ONCE),
+            (join(namespace, "@presence"), self._hear, 1),
+        ):
+            handle = await transport.subscribe(topic, callback, concurrency=at_once)
+            self._own.append(handle or topic)
         if self._reef.journal is not None:
             await self.outbox.recover(self._reef.journal)
         self._started = True
@@ -168,8 +174,13 @@ class Bridge:
             await self._announce(leaves=True)
 
     async def close(self) -> None:
-        """Send the receipts that are owed. The transport is its owner's to close."""
+        """Send the receipts that are owed, and hear no more. The transport is its owner's."""
         await self._desk.aclose(PATIENCE)
+        for handle in self._own:
+            try:
+                await self.transport.unsubscribe(handle, patience=PATIENCE)
+            except PravalError as error:
+                log.warning("leaving the transport: %s", error)
 
     # -- out -----------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 from praval.core.agent import AgentDefinition, Condition, Handler, checked_options
@@ -22,7 +22,8 @@ def agent(
     *,
     system_message: str | None = None,
     model: str | None = None,
-    provider: str | None = None,
+    provider: str | Sequence[str] | None = None,
+    tools: Sequence[Any] = (),
     retries: int = 0,
     backoff: float = 0.1,
     timeout: float | None = None,
@@ -45,7 +46,9 @@ def agent(
         channel: hear only this channel (and ``<name>_channel``); None: ``main``.
         auto_broadcast: broadcast results that have a type.
         concurrent: spores handled at once: False: one; True: no limit; or a number.
-        system_message, model, provider: what ``chat()`` inside the handler uses.
+        system_message, model, provider: what ``chat()`` inside the handler uses; several providers
+            are asked in turn until one answers.
+        tools: what its model may have called: functions, ``@tool``s, their names, MCPServers.
         retries: further attempts after a failure.
         backoff: seconds before the first retry; doubled for each further one.
         timeout: seconds a handler may take; for a plain function with the wait for a thread.
@@ -90,7 +93,13 @@ def agent(
 
     def decorate(handler: Handler) -> AgentDefinition:
         definition = AgentDefinition(
-            name, handler, options, system_message=system_message, model=model, provider=provider
+            name,
+            handler,
+            options,
+            system_message=system_message,
+            model=model,
+            provider=provider,
+            tools=tools,
         )
         get_registry().add(definition)
         return definition

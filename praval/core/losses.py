@@ -67,7 +67,8 @@ def _tell_agents(
         report = {
             "agent_name": runner.name,
             "error": _text(error),
-            "attempts": posted.attempt,
+            # a handler that tries again by itself says how often it did
+            "attempts": getattr(error, "attempts_made", posted.attempt),
             "spore_data": posted.open().knowledge,
         }
         reef.publisher.report("agent_error", report, posted)

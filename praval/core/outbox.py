@@ -115,9 +115,7 @@ class Outbox(AgentRunner):
         except PravalError as error:
             return Ending(Outcome.REJECTED, Reason.TRANSPORT, error)
         if routed is False and not (parcel and parcel.confirmed):
-            if self._bridge.presence.receivers(posted.header):
-                return self._later(posted, parcel)  # the broker will know them again soon
-            return self._unroutable(posted.header)
+            return self._unroutable(posted, parcel)
         return self._confirmed(posted, parcel)
 
     def _confirmed(self, posted: Posted, parcel: Parcel | None) -> Ending:
@@ -138,7 +136,10 @@ class Outbox(AgentRunner):
         self.delayed[posted] = self.reef.loop.call_later(delay, self._requeue, posted)
         return NOT_YET
 
-    def _unroutable(self, header: Header) -> Ending:
+    def _unroutable(self, posted: Posted, parcel: Parcel | None) -> Ending:
+        header = posted.header
+        if self._bridge.presence.receivers(header):
+            return self._later(posted, parcel)  # the broker will know them again soon
         if header.to_agent is None:
             return Ending(Outcome.UNDELIVERABLE, Reason.NO_RECIPIENT)
         error = self._bridge.unknown_agent(header.to_agent)

@@ -261,7 +261,7 @@ class Reef:
             async with asyncio.timeout(seconds):
                 await self.books.wait_idle()
         except TimeoutError:
-            log.warning("%d deliveries were not done %s s after closing", self.pending, seconds)
+            log.warning("%d deliveries were not done when the draining ended", self.pending)
 
     async def _shut_down(self) -> None:
         if self._housekeeping is not None:
@@ -636,7 +636,7 @@ class Reef:
         """Cancel what waits and came on this channel; return how many deliveries that were."""
         if get_ident() != self._thread:
             return run_on(self.loop, _call(lambda: self.clear_channel(channel)))
-        return sum(runner.clear(channel) for runner in list(self._routes.runners.values()))
+        return sum(runner.clear(channel) for runner in self._crew.at_work)
 
     async def abroadcast_to_channel(self, channel: str, data: Mapping[str, Any]) -> Receipt:
         """Publish knowledge on a channel; errors are those of :meth:`broadcast`."""
@@ -680,7 +680,7 @@ class Reef:
 
     def stop_tree(self, root: str, *, interrupt: bool = True) -> None:
         """Give up what belongs to one causal tree: what waits, and on request what runs."""
-        for runner in list(self._routes.runners.values()):
+        for runner in self._crew.at_work:
             runner.stop_tree(root, interrupt=interrupt)
 
     def _mark_context(self) -> None:

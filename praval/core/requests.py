@@ -142,7 +142,7 @@ class Requests:
         if (pending := self._waiting_for(posted)) is not None:
             self._ledger.count_reply()
             pending.future.set_result(answer.open())
-        elif self._is_remote(posted):
+        elif self._is_remote(posted) and not self._is_late(posted):
             self._publisher.send_reply(answer, posted)
         else:
             self._ledger.count(answer, Outcome.UNDELIVERABLE, Reason.LATE_REPLY)
@@ -173,6 +173,11 @@ class Requests:
         reply_to = posted.header.reply_to
         return posted.wire is not None and reply_to is not None and reply_to != self.inbox
 
+    def _is_late(self, posted: Posted) -> bool:
+        """Whether the asker's time is up."""
+        deadline = posted.header.deadline
+        return deadline is not None and deadline <= self._ledger.clock()
+
     def answered(self, answer: Posted) -> None:
         """Take the reply, good or bad, that came over the transport."""
         header = answer.header
@@ -194,7 +199,8 @@ class Requests:
         """A request ended otherwise than handled: its asker must not wait."""
         pending = self._waiting_for(posted)
         if pending is None:
-            if self._is_remote(posted) and not (posted.wire and posted.wire.returned):
+            returned = posted.wire is not None and posted.wire.returned
+            if self._is_remote(posted) and not returned and not self._is_late(posted):
                 self._refuse(posted, agent, reason, error)
             return
         runner = pending.runner

@@ -300,7 +300,14 @@ class Spore(msgspec.Struct, frozen=True, eq=False):
         )
 
 
-_encoder = msgspec.json.Encoder()
+def _as_plain_text(value: object) -> str:
+    """Encode a subclass of str (a model's answer, for instance) as the text that it is."""
+    if isinstance(value, str):
+        return str(value[:])
+    raise TypeError(f"Encoding objects of type {type(value).__name__} is unsupported")
+
+
+_encoder = msgspec.json.Encoder(enc_hook=_as_plain_text)
 raw_encode = _encoder.encode
 _decoder: msgspec.json.Decoder[dict[str, Any]] = msgspec.json.Decoder(dict)
 _wire_decoder = msgspec.json.Decoder(_Wire)

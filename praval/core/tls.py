@@ -160,7 +160,9 @@ def explain(error: BaseException, broker: str) -> TransportTLSError | None:
                 f"No TLS connection to {broker}: {HUNG_UP}. Nothing was sent to it."
             )
         if isinstance(seen, ssl.SSLError):
-            said = f"{getattr(seen, 'verify_message', '')} {seen.reason or ''} {seen}"
+            # only those that OpenSSL raises have these attributes
+            parts = (getattr(seen, name, None) for name in ("verify_message", "reason"))
+            said = " ".join([*filter(None, parts), str(seen)])
             why = next((text for key, text in REASONS.items() if key in said), None)
             return TransportTLSError(
                 f"No TLS connection to {broker}: {why or said.strip()}. Nothing was sent to it."

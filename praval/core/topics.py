@@ -48,10 +48,19 @@ def encode_segment(text: str) -> str:
 
 
 def decode_segment(segment: str) -> str:
-    """Undo :func:`encode_segment`."""
+    """Undo :func:`encode_segment`.
+
+    Raises:
+        TopicError: it encodes no text.
+    """
     from urllib.parse import unquote
 
-    return unquote(segment, errors="strict")
+    try:
+        if not _NOT_ENCODED.search(segment):
+            return unquote(segment, errors="strict")
+    except UnicodeDecodeError:
+        pass
+    raise TopicError(f"The segment {segment!r} is no percent-encoded UTF-8.")
 
 
 def join(*texts: str) -> str:

@@ -24,6 +24,7 @@ Guide: "Distributed Messaging Architecture", "Transport Factory Pattern".
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import ssl
 from abc import ABC, abstractmethod
@@ -35,7 +36,7 @@ import msgspec
 
 from praval.core.topics import matches, parse_pattern
 from praval.errors import ConfigurationError, TransportUnsupportedError
-from praval.plugins import load
+from praval.plugins import find, load
 
 
 class TransportProtocol(enum.StrEnum):
@@ -56,6 +57,9 @@ BUILTIN: Mapping[str, str] = {
     "redis": "praval_transports.redis:RedisTransport",
 }
 """Protocol -> where its class is; imported when somebody asks for it."""
+
+ENTRY_POINTS = "praval.transports"
+"""The group of entry points in which third parties register."""
 
 SCHEMES: Mapping[str, tuple[str, bool]] = {
     "local": ("local", True),
@@ -309,6 +313,12 @@ class TransportFactory:
         cls._registered[str(protocol)] = transport
 
     @classmethod
+    def check_protocol(cls, protocol: TransportProtocol | str) -> None:
+        """Raise UnknownNameError if nobody registered that protocol; import nothing."""
+        if str(protocol) not in cls._registered:
+            find("transport", str(protocol), BUILTIN, group=ENTRY_POINTS)
+
+    @classmethod
     def transport_class(cls, protocol: TransportProtocol | str) -> type[MessageTransport]:
         """Return the class for a protocol.
 
@@ -319,7 +329,7 @@ class TransportFactory:
         name = str(protocol)
         found = cls._registered.get(name)
         if found is None:
-            found = load("transport", name, BUILTIN, group="praval.transports")
+            found = load("transport", name, BUILTIN, group=ENTRY_POINTS)
         if not (isinstance(found, type) and issubclass(found, MessageTransport)):
             raise ConfigurationError(f"The entry point {name!r} is not a MessageTransport.")
         return found
@@ -342,7 +352,8 @@ async def transport_connection(
 
     ``config`` defaults to nothing; the errors are those of ``initialize``.
     """
-    transport = TransportFactory.create_transport(protocol)
+    # in a thread: a client library may have to be imported, which would hold the loop up
+    transport = await asyncio.to_thread(TransportFactory.create_transport, protocol)
     try:
         await transport.initialize({} if config is None else config)
         yield transport

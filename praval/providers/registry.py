@@ -12,25 +12,22 @@ import os
 import threading
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from praval.errors import FeatureUnavailableError
 from praval.plugins import load
 from praval.providers.base import BaseProvider, checked_provider
-from praval.settings import environment
+from praval.providers.configuration import ProviderConfig, checked_config
+from praval.providers.resilience import Guard, Limits, checked_limits
 
 BUILTIN: Mapping[str, str] = {
-    "local": "praval.providers.local:LocalProvider",
+    "openai": "praval.providers.openai:OpenAIProvider",
+    "anthropic": "praval.providers.anthropic:AnthropicProvider",
+    "cohere": "praval.providers.cohere:CohereProvider",
     "openai_compatible": "praval.providers.openai_compatible:OpenAICompatibleProvider",
+    "local": "praval.providers.local:LocalProvider",
 }
-"""Name -> class, which can be made without arguments. A further provider is one line here."""
-
-LATER: Mapping[str, str] = {
-    "openai": "OPENAI_API_KEY",
-    "anthropic": "ANTHROPIC_API_KEY",
-    "cohere": "COHERE_API_KEY",
-}
-"""Providers of the guide that this version does not have -> the variable of their key."""
+"""Name -> class, which can be made without arguments, in order of preference. A further provider
+is one line here."""
 
 T = TypeVar("T")
 
@@ -46,8 +43,10 @@ class _Registry:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.registered: dict[str, BaseProvider] = {}
-        self.overrides: list[BaseProvider] = []
+        self.overrides: list[tuple[BaseProvider, Guard]] = []
         self.checks: list[Check] = []
+        self.configs: dict[str, ProviderConfig] = {}
+        self.guards: dict[str, Guard] = {}
         self.loops: dict[asyncio.AbstractEventLoop, _LoopProviders] = {}
 
 
@@ -79,21 +78,69 @@ class _LoopProviders:
 _registry = _Registry()
 
 
-def register_provider(name: str, provider_instance: BaseProvider) -> None:
+def register_provider(
+    name: str, provider_instance: BaseProvider, *, limits: Limits | None = None
+) -> None:
     """Make ``provider_instance`` answer calls with ``provider=name`` (the last one wins).
 
+    Args:
+        name: not empty.
+        provider_instance: shared by all loops and threads.
+        limits: rate, concurrency, retries and circuit of this provider.
+
     Raises:
-        ConfigurationError: it is no instance of a BaseProvider subclass with ``chat`` or ``achat``.
+        ConfigurationError: it is no instance of a BaseProvider subclass with ``chat``, ``achat``
+            or ``respond``, or a limit is out of range.
     """
     provider = checked_provider(name, provider_instance)
+    guard = Guard(name, None if limits is None else checked_limits(limits))
     with _registry.lock:
         _registry.registered[name] = provider
+        _registry.guards[name] = guard
 
 
 def unregister_provider(name: str) -> None:
     """Forget a registered provider; a built-in one of that name is found again."""
     with _registry.lock:
         _registry.registered.pop(name, None)
+        _registry.guards.pop(name, None)
+
+
+def configure_providers(configs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Configure providers by name, all or nothing (guide, "Provider-Specific Configuration").
+
+    Each mapping may have the keys of the guide (``api_key``, ``base_url``, ``organization``,
+    ``timeout``, ``max_retries``, ``default_model``, ``temperature``, ``max_tokens``), the other
+    arguments of the provider's class, ``requests_per_minute``, ``max_concurrency``, ``failures``
+    and ``pause`` (see :class:`Limits`), and ``type``: the provider that a new name is made of. It
+    replaces what was configured for that name, and holds for calls that begin later.
+
+    Raises:
+        UnknownNameError: no such provider, or no such key (the near one is suggested).
+        ConfigurationError: a value has the wrong type or range.
+    """
+    checked = {
+        name: checked_config(
+            name, config, lambda kind: load("provider", kind, BUILTIN, group=GROUP)
+        )
+        for name, config in configs.items()
+    }
+    with _registry.lock:
+        for name, config in checked.items():
+            _registry.configs[name] = config
+            _registry.guards[name] = Guard(name, config.limits)
+            for providers in _registry.loops.values():
+                # calls under way keep the old one; the end of their loop closes it
+                providers.made.pop(name, None)
+
+
+def forget_configurations() -> None:
+    """Forget what :func:`configure_providers` was told, and what circuits and rates remember."""
+    with _registry.lock:
+        for providers in _registry.loops.values():
+            providers.made.clear()
+        _registry.configs.clear()
+        _registry.guards.clear()
 
 
 def registered_names() -> list[str]:
@@ -102,18 +149,47 @@ def registered_names() -> list[str]:
         return list(_registry.registered)
 
 
+def is_registered(name: str) -> bool:
+    """Whether a provider was registered or configured under this name."""
+    with _registry.lock:
+        return name in _registry.registered or name in _registry.configs
+
+
+def guard_of(name: str, found: Found) -> Guard:
+    """Return what stands before a provider; one that answers for all others has its own."""
+    with _registry.lock:
+        for provider, guard in _registry.overrides:
+            if provider is found:
+                return guard
+        if name not in _registry.guards:
+            _registry.guards[name] = Guard(name)
+        return _registry.guards[name]
+
+
+def timeout_of(name: str) -> float | None:
+    """Return the seconds that a request to this provider is configured to take, if it is."""
+    with _registry.lock:
+        config = _registry.configs.get(name)
+    return None if config is None else config.timeout
+
+
 def get_available_providers() -> list[str]:
     """Return the providers that a call can use now: registered ones, then built-in ones.
 
-    Looks for installed packages and model files on the disk.
+    A hosted one is available when there is a key for it. Looks for installed packages and model
+    files on the disk.
     """
-    from praval.providers.local import why_unusable
-
+    with _registry.lock:
+        configs = dict(_registry.configs)
     names = registered_names()
-    if environment().get("OPENAI_BASE_URL", "").strip():
-        names.append("openai_compatible")
-    if why_unusable() is None:
-        names.append("local")
+    for name in dict.fromkeys((*BUILTIN, *configs)):
+        config = configs.get(name)
+        kind = name if config is None else config.kind
+        # an address or a key of one's own is all that a configured one needs
+        if (config and {"api_key", "base_url"} & set(config.arguments)) or _class_of(
+            kind
+        ).available():
+            names.append(name)
     return list(dict.fromkeys(names))
 
 
@@ -122,7 +198,7 @@ def get_provider(name: str) -> BaseProvider:
 
     Raises:
         UnknownNameError: nobody has that name.
-        FeatureUnavailableError: a provider of the guide that this version does not have.
+        NoModelError: there is no key for it.
         ConfigurationError: a package or a variable that the provider needs is missing.
     """
     found = find(name)
@@ -130,30 +206,16 @@ def get_provider(name: str) -> BaseProvider:
 
 
 def find(name: str) -> Found:
-    """Return the registered provider, or the name of one that is made per loop.
-
-    Raises:
-        FeatureUnavailableError: a provider of the guide that this version does not have.
-    """
+    """Return the registered provider, or the name of one that is made per loop."""
     with _registry.lock:
-        provider = _registry.registered.get(name)
-    if provider is not None:
-        return provider
-    if name in LATER:
-        raise FeatureUnavailableError(
-            f"The provider {name!r} is not in this version yet. Any server that speaks the OpenAI "
-            "protocol works now: "
-            f"register_provider({name!r}, OpenAICompatibleProvider(base_url=..., api_key=...)), "
-            'and so does provider="local".'
-        )
-    return name
+        return _registry.registered.get(name, name)
 
 
 def resolve(name: str | None, otherwise: Callable[[], Found]) -> Found:
     """Return what answers calls for ``name``; ``otherwise`` chooses when no name was given."""
     with _registry.lock:
         if _registry.overrides:
-            return _registry.overrides[-1]
+            return _registry.overrides[-1][0]
         checks = list(_registry.checks)
     found = otherwise() if name is None else find(name)
     for check in checks:
@@ -168,7 +230,7 @@ def is_overridden() -> bool:
 
 def add_override(provider: BaseProvider) -> Callable[[], None]:
     """Let ``provider`` answer all calls of this process; return what ends that."""
-    return _added(_registry.overrides, provider)
+    return _added(_registry.overrides, (provider, Guard(type(provider).__name__)))
 
 
 def add_check(check: Check) -> Callable[[], None]:
@@ -234,8 +296,17 @@ async def _providers_of(loop: asyncio.AbstractEventLoop) -> _LoopProviders:
     return providers
 
 
+def _class_of(name: str) -> type[BaseProvider]:
+    kind: type[BaseProvider] = load("provider", name, BUILTIN, group=GROUP)
+    return kind
+
+
 def _made(name: str) -> BaseProvider:
-    return checked_provider(name, load("provider", name, BUILTIN, group=GROUP)())
+    with _registry.lock:
+        config = _registry.configs.get(name)
+    if config is None:
+        return checked_provider(name, _class_of(name)())
+    return checked_provider(name, _class_of(config.kind)(**config.arguments))
 
 
 def _reset_after_fork() -> None:
@@ -244,6 +315,8 @@ def _reset_after_fork() -> None:
     _registry.loops.clear()
     for provider in _registry.registered.values():
         provider._bound_loop = None
+    for name, guard in _registry.guards.items():
+        _registry.guards[name] = Guard(name, guard.limits)  # nobody gives the places back
 
 
 if hasattr(os, "register_at_fork"):

@@ -213,7 +213,11 @@ async def test_a_duplicate_name_is_refused_and_the_first_stays(reef: TestReef) -
         session.add_agent(impostor)
 
 
-@pytest.mark.parametrize("candidate", [good, 5, None, "reader", Callee], ids=repr)
+@pytest.mark.parametrize(
+    "candidate",
+    [good, 5, None, "reader", Callee],
+    ids=["function", "number", "none", "text", "class"],
+)
 async def test_what_is_no_agent_cannot_be_added(reef: TestReef, candidate: Any) -> None:
     """The message says how to make one."""
     before = state(reef)
@@ -421,7 +425,9 @@ async def test_an_unknown_dead_letter_cannot_be_replayed(reef: TestReef) -> None
     assert state(reef) == before
 
 
-@pytest.mark.parametrize("data", [5, {"a": object()}, {"a": math.nan}], ids=repr)
+@pytest.mark.parametrize(
+    "data", [5, {"a": object()}, {"a": math.nan}], ids=["number", "object", "nan"]
+)
 async def test_bad_knowledge_inside_a_handler_fails_that_delivery_only(
     reef: TestReef, data: Any
 ) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from praval import Outcome, Reason, Reef, Spore, agent, astart_agents, broadcast, configure
 from praval.core.agent import AgentDefinition
+from praval.core.session import run_tree
 from praval.core.transport import Confirmation, Delivery, MessageTransport, transport_connection
 from praval.errors import (
     ConfigurationError,
@@ -831,3 +832,32 @@ async def test_a_transport_without_groups_is_refused(url: str) -> None:
 def test_a_wire_outcome_is_a_state_of_the_ledger() -> None:
     """Nothing that leaves is uncounted."""
     assert {"SENT", "DELIVERED"} <= {outcome.name for outcome in Outcome}
+
+
+async def test_a_session_that_times_out_takes_its_spores_back_from_the_outbox(url: str) -> None:
+    """What has not left is not sent any more, and is counted as cancelled."""
+
+    @agent("never", responds_to=["t"])
+    async def never(spore: Spore) -> None: ...
+
+    async with broken(url) as transport:
+        reef = Reef(never, transport=transport, settings=quick())
+        async with reef:
+            transport.error = TransportTimeoutError("the broker is away")
+            result = await run_tree(reef, {"type": "t"}, timeout=0.05)
+            assert result.timed_out
+            await reef.wait_idle(5)
+            assert reef.ledger().cancelled == 1
+            transport.error = None
+
+
+async def test_a_reef_leaves_nothing_subscribed_on_a_transport_that_is_not_its_own(
+    url: str,
+) -> None:
+    """Its owner goes on using it."""
+    async with transport_connection("local", {"url": url}) as transport:
+        before = len(local._buses[asyncio.get_running_loop()][url.removeprefix("local://")].private)
+        async with Reef(listener("a", []), transport=transport):
+            pass
+        bus = local._buses[asyncio.get_running_loop()][url.removeprefix("local://")]
+        assert len(bus.private) == before

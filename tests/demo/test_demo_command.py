@@ -149,7 +149,7 @@ def test_its_own_reports_are_not_read(folder: Path) -> None:
         (["picture.png"], "binary"),
         (["src", "--no-model", "--provider", "local"], "--no-model excludes"),
         (["src", "--provider", "lokal"], 'Did you mean "local"?'),
-        (["src", "--provider", "anthropic"], "not in this version yet"),
+        (["src", "--provider", "anthropic"], "ANTHROPIC_API_KEY"),
         (["src", "extra"], "extra"),
         (["--nosuch"], "--nosuch"),
     ],

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 from openai_server import OpenAIServer
 
 from praval.providers import registry
+from praval.providers.accounts import forget_usage
+from praval.providers.cache import clear_caches
+from praval.providers.catalogue import forget_models
+from praval.providers.history import forget_history
+from praval.providers.prices import forget_prices
 
 KEY = "sk-secret-4711"
 
@@ -15,11 +21,19 @@ KEY = "sk-secret-4711"
 @pytest.fixture(autouse=True)
 def clean_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No registered provider, override or server address leaks into or out of a test."""
-    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    for variable in os.environ:
+        if variable.startswith(("OPENAI_", "ANTHROPIC_", "COHERE_", "CO_API")):
+            monkeypatch.delenv(variable)
     assert not registry.registered_names()
     yield
     for name in registry.registered_names():
         registry.unregister_provider(name)
+    registry.forget_configurations()
+    forget_prices()
+    forget_usage()
+    forget_history()
+    forget_models()
+    clear_caches()
     assert not registry.is_overridden()
 
 

@@ -11,19 +11,21 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import psutil
 import pytest
 
-from praval import achat, configure
+from praval import achat, astream, configure
 from praval.errors import ConfigurationError, NoModelError, ProviderError
 from praval.providers import LocalProvider, get_available_providers, local, register_provider
 from praval.providers import local_server as servers
 from praval.providers.local_server import LocalServer, Setup
+from praval.providers.messages import ChatRequest, Message, ToolCall, ToolSpec
 
 BUNDLED = local.bundled_model() or Path("missing.gguf")
 
@@ -76,6 +78,62 @@ async def test_options_reach_the_model() -> None:
     assert len(one.split()) <= 1
     twice = [await achat("Count to five.", provider="local", **SHORT) for _ in range(2)]
     assert twice[0] == twice[1] != ""
+
+
+async def test_an_answer_tells_what_it_used_and_costs_nothing() -> None:
+    """Counted by the engine, with and without streaming."""
+    answer = await achat("Count to five.", provider="local", **SHORT)
+    assert 0 < answer.usage.output_tokens <= 4 < answer.usage.input_tokens
+    assert (answer.cost, answer.finish_reason, answer.provider) == (0.0, "length", "local")
+    async with astream("Count to five.", provider="local", **SHORT) as stream:
+        pieces = [piece async for piece in stream]
+    assert "".join(pieces) == stream.response == answer
+    assert len(pieces) > 1
+    assert stream.response.usage == answer.usage
+    assert stream.response.cost == 0.0
+
+
+async def test_leaving_a_stream_frees_its_slot() -> None:
+    """A provider with one slot answers the next call at once."""
+    register_provider("single", LocalProvider(slots=1))
+    async with astream("Tell me a long story.", provider="single", **LONG) as stream:
+        async for _ in stream:
+            break
+    assert await achat("Hello", provider="single", **SHORT)
+
+
+async def test_the_model_is_held_to_a_wanted_type() -> None:
+    """The schema becomes a grammar: even the smallest model cannot miss it."""
+
+    @dataclass
+    class Answer:
+        mood: Literal["good", "bad"]
+        number: int
+
+    answer = await achat(
+        "Is coral good or bad?", provider="local", returns=Answer,
+        temperature=0, max_tokens=60, timeout=PATIENCE,
+    )  # fmt: skip
+    assert answer.mood in ("good", "bad")
+    assert isinstance(answer.number, int)
+
+
+async def test_tools_and_their_results_are_accepted() -> None:
+    """The engine's own server reads what is sent, whatever the model makes of it."""
+    provider = LocalProvider()
+    request = ChatRequest(
+        messages=(
+            Message("user", "How deep?"),
+            Message("assistant", tool_calls=(ToolCall("call_1", "depth", "{}"),)),
+            Message("tool", "34", tool_call_id="call_1"),
+        ),
+        tools=(ToolSpec("depth", "Tell the depth.", {"type": "object", "properties": {}}),),
+        max_tokens=4,
+        timeout=PATIENCE,
+    )
+    response = await provider.respond(request)
+    assert response.usage.output_tokens <= 4
+    await provider.aclose()
 
 
 async def test_fifty_calls_at_once_are_all_answered_by_one_process() -> None:

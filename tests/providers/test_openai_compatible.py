@@ -17,7 +17,6 @@ from openai_server import OpenAIServer, completion
 from praval import achat, chat, configure
 from praval.errors import (
     ConfigurationError,
-    FeatureUnavailableError,
     PravalError,
     ProviderError,
 )
@@ -117,6 +116,7 @@ async def test_an_answer_that_is_no_text_is_a_provider_error_that_quotes_it(
     server: OpenAIServer, shape: str
 ) -> None:
     """Whatever a server answers, the caller gets one type of error, short, naming the server."""
+    configure({"performance": {"max_retries": 0}})
     status, body, said = ERRORS[shape]
     server.answer = status, body, {"location": "/elsewhere"} if status == 302 else {}
     registered(server)
@@ -303,7 +303,7 @@ async def test_what_cannot_be_sent_is_refused_before_anything_is_sent(
     refusals: list[tuple[type[PravalError], str, dict[str, object]]] = [
         (ConfigurationError, "name of a model", {}),
         (ConfigurationError, "must be JSON", {"model": "m", "stop": object()}),
-        (FeatureUnavailableError, "Streaming", {"model": "m", "stream": True}),
+        (ConfigurationError, "use astream", {"model": "m", "stream": True}),
     ]
     for error, said, options in refusals:
         with pytest.raises(error, match=said):

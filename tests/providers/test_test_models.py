@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from praval import Reef, Spore, achat, agent, chat
-from praval.errors import ConfigurationError, PravalError, ProviderError
-from praval.providers import BaseProvider, register_provider
+from praval import Reef, Spore, achat, agent, astream, chat
+from praval.errors import ConfigurationError, OverloadedError, PravalError, ProviderError
+from praval.providers import BaseProvider, Response, ToolCall, Usage, register_provider
 from praval.testing.models import (
     FunctionModel,
     ModelCall,
@@ -208,3 +208,42 @@ def test_the_ban_holds_from_the_call_on() -> None:
     finally:
         ban.__exit__(None, None, None)
     assert chat("?", provider="real") == "real"
+
+
+async def test_a_test_model_may_call_tools_and_tell_of_usage() -> None:
+    """A script's entries may be whole responses."""
+    calls = [ToolCall("call_1", "double", '{"n": 4}')]
+    script = [Response(tool_calls=calls, usage=Usage(1, 1)), "8"]
+
+    def double(n: int) -> int:
+        return 2 * n
+
+    with use_model(ScriptedModel(script)) as model:
+        assert await achat("2 * 4?", tools=[double]) == "8"
+    assert isinstance(model, ScriptedModel)
+    assert model.calls[1].messages[-1]["content"] == "8"
+    assert model.calls[0].options["tools"][0]["function"]["name"] == "double"
+
+
+async def test_failures_of_a_test_model_are_not_remembered_of_the_provider_it_stands_for() -> None:
+    """No circuit opens for the next test."""
+    for _ in range(7):
+        with (
+            use_model(ScriptedModel([OverloadedError("busy", 501)])),
+            pytest.raises(OverloadedError),
+        ):
+            await achat("?", provider="openai")
+    with use_model(ScriptedModel(["fine"])):
+        assert await achat("?", provider="openai") == "fine"
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic", "cohere", "local", ["openai", "x"]])
+async def test_no_real_provider_is_asked_while_they_are_forbidden(provider: Any) -> None:
+    """Not even as a link of a chain; nothing is sent."""
+    register_provider("x", ScriptedModel(["fine"]))
+    with forbid_real_models():
+        with pytest.raises(RealModelError):
+            await achat("?", provider=provider)
+        with pytest.raises(RealModelError):
+            async for _ in astream("?", provider=provider):
+                pass

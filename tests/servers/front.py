@@ -129,11 +129,11 @@ class TlsFront:
         try:
             # TLS begins here and not in the call before: what is cut amid a handshake is known
             if self._context is not None:
-                await writer.start_tls(self._context)
+                await _start_tls(writer, self._context)
             self.accepted += 1
             answers, above = await asyncio.open_connection("127.0.0.1", self._upstream)
             self._writers.add(above)
-            await above.start_tls(self._upstream_context, server_hostname=self.server.host)
+            await _start_tls(above, self._upstream_context, self.server.host)
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._pass(reader, above))
                 group.create_task(self._pass(answers, writer))
@@ -157,3 +157,18 @@ class TlsFront:
         with contextlib.suppress(OSError):
             writer.close()
             await writer.wait_closed()
+
+
+async def _start_tls(
+    writer: asyncio.StreamWriter, context: ssl.SSLContext, host: str | None = None
+) -> None:
+    """Begin TLS; raise an `OSError` if the other side hangs up meanwhile.
+
+    asyncio leaves the writer without a transport if that happens at the end of the handshake.
+    """
+    raw = writer.transport
+    try:
+        await writer.start_tls(context, server_hostname=host)
+    except AttributeError:
+        writer._transport = raw  # type: ignore[attr-defined]
+        raise ConnectionResetError("hung up amid the handshake") from None

@@ -213,7 +213,7 @@ def test_nothing_is_lost_or_repeated_when_hosts_and_brokers_are_killed(
 ) -> None:
     """Every accepted spore is handled; none again after its commit."""
     tally = Run(protocol, tmp_path).run()
-    record_property("tally", tally)
+    record_property("tally", tally._asdict())
     print(f"\n{protocol}: {tally}")
     assert tally.accepted == SPORES
     assert tally.lost == 0

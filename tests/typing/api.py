@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, assert_type
 
 from praval import (
@@ -20,6 +21,7 @@ from praval import (
     Receipt,
     Reef,
     Registry,
+    Response,
     SessionResult,
     Settings,
     Spore,
@@ -29,17 +31,24 @@ from praval import (
     agent,
     agent_pipeline,
     astart_agents,
+    astream,
     broadcast,
+    cached_agent,
     chat,
     conditional_agent,
     configure,
+    debug_agent,
     get_agent_info,
     get_reef,
     get_registry,
+    monitor_agent_performance,
     register_agent,
+    resilient_agent,
     start_agents,
     throttled_agent,
+    tool,
 )
+from praval.providers import budget, select_best_provider, usage
 
 
 @agent("coroutine", responds_to=["question"], concurrent=8, retries=2, timeout=1.5)
@@ -49,14 +58,14 @@ async def coroutine(spore: Spore) -> dict[str, Any]:
     assert_type(spore.type, str | None)
     assert_type(spore.spore_type, SporeType)
     assert_type(broadcast({"type": "note"}), Receipt)
-    assert_type(await achat("hello"), str)
+    assert_type(await achat("hello"), Response)
     return {"type": "answer"}
 
 
 @agent("plain", on_error="raise")
 def plain(spore: Spore) -> None:
     """A plain handler that returns nothing."""
-    assert_type(chat("hello"), str)
+    assert_type(chat("hello"), Response)
 
 
 @conditional_agent("urgent", lambda spore: spore.priority > 7)
@@ -144,7 +153,7 @@ class Librarian(Agent):
 
     async def handle(self, spore: Spore) -> dict[str, Any]:
         """Answer with the model."""
-        assert_type(await self.achat("hello"), str)
+        assert_type(await self.achat("hello"), Response)
         return {"name": self.name}
 
 
@@ -180,7 +189,7 @@ def from_a_script() -> None:
     """The blocking forms return what their twins do."""
     assert_type(start_agents(coroutine, initial_data={"n": 1}, max_iterations=9), SessionResult)
     assert_type(get_reef(), Reef)
-    assert_type(Agent("x").chat("hello"), str)
+    assert_type(Agent("x").chat("hello"), Response)
     session = AgentSession("id", timeout=5, max_agents=3)
     session.start({"type": "question"})
     assert_type(session.wait_for_completion(), SessionResult)
@@ -193,3 +202,53 @@ def from_a_script() -> None:
     assert_type(get_registry().list_agents(), list[dict[str, Any]])
     assert_type(get_agent_info("plain"), dict[str, Any])
     assert_type(configure({"reef_config": {"channel_capacity": 10}}), Settings)
+
+
+@dataclass
+class Report:
+    """What an answer may have to be."""
+
+    title: str
+
+
+@tool
+def add(a: int, b: int = 0) -> int:
+    """Add two numbers."""
+    return a + b
+
+
+@tool("search", requires_approval=True)
+async def search(words: str) -> list[str]:
+    """Search."""
+    return [words]
+
+
+@agent("modelled", provider=["anthropic", "openai:gpt-6-sol", "local"], tools=[add, "search"])
+@resilient_agent(max_retries=2)
+@cached_agent(cache_duration=60)
+@monitor_agent_performance
+@debug_agent
+async def modelled(spore: Spore) -> None:
+    """An answer has the type that was asked for."""
+    assert_type(await achat("Report.", returns=Report), Report)
+    assert_type(await achat("Numbers.", returns=list[int]), list[int])
+    assert_type(await Agent("x").achat("Report.", returns=Report), Report)
+    answer = await achat("hello", history="mine", images=["https://x/y.png"], tools=[add])
+    assert_type(answer.cost, float | None)
+    assert_type(answer.usage.input_tokens, int)
+    async with astream("hello") as pieces:
+        async for piece in pieces:
+            assert_type(piece, str)
+    assert_type(pieces.response, Response)
+
+
+def plainly() -> None:
+    """The blocking forms are typed alike; a tool is still its function."""
+    assert_type(chat("Report.", returns=Report), Report)
+    assert_type(Agent("x").chat("Report.", returns=Report), Report)
+    assert_type(add(1, b=2), int)
+    chosen = select_best_provider("reasoning", 8000, "fast", "medium")
+    assert_type(chosen.explanation, str)
+    with budget(tokens=5) as limit:
+        assert_type(limit.used_tokens, int)
+    assert_type(usage(agent="x").cost, float)

@@ -69,6 +69,10 @@ class Link(ABC):
         """Publish a dead letter, so that it is kept even while nobody listens."""
         await self.send(message)
 
+    async def blocked(self) -> bool:
+        """Whether the broker has said that it takes nothing for now: its silence is no loss."""
+        return False
+
     @abstractmethod
     async def listen(self, listening: Listening) -> None:
         """Let ``listening.receive(...)`` get the messages; return when the broker knows."""
@@ -185,14 +189,23 @@ class BrokerTransport(MessageTransport, Generic[C]):
 
     async def _supervise(self) -> None:
         """Replace the link each time it is lost."""
+        loop, shortest = asyncio.get_running_loop(), self.config.reconnect_delay
+        delay = shortest
         while True:
             assert self._link is not None
+            since = loop.time()
             error = await asyncio.shield(self._link.lost)
+            lived = loop.time() - since
             link, self._link, self._error = self._link, None, error
             log.warning("%s: lost %s: %s", self.protocol, self._address, error)
             for listening in self._listenings:
                 listening.forget()
             await self._discard(link)
+            if lived > delay:
+                delay = shortest
+            else:  # lost as soon as it is made: what loses it may do so again, and again
+                await asyncio.sleep(delay * random.uniform(0.5, 1.0))
+                delay = min(delay * 2, SLOWEST * shortest)
             fresh = await self._reconnect()
             self.counts.reconnects += 1
             try:
@@ -243,6 +256,7 @@ class BrokerTransport(MessageTransport, Generic[C]):
                 errors.append(error)
                 continue
             self._address = address
+            self._next_broker = self.config.addresses.index(address) + 1
             return link
         raise errors[0]
 
@@ -269,10 +283,8 @@ class BrokerTransport(MessageTransport, Generic[C]):
         addresses = self.config.addresses
         if self.config.load_balancing == "random":
             return random.sample(addresses, len(addresses))
-        first = 0
-        if self.config.load_balancing == "round_robin":
-            first = self._next_broker % len(addresses)
-            self._next_broker = first + 1
+        in_turn = self.config.load_balancing == "round_robin"
+        first = self._next_broker % len(addresses) if in_turn else 0
         return [*addresses[first:], *addresses[:first]]
 
     def _use(self, link: Link) -> None:
@@ -358,7 +370,12 @@ class BrokerTransport(MessageTransport, Generic[C]):
                 self._error = TransportConnectionError(
                     f"{self._address} did not answer: {str(error) or 'confirm_timeout'}."
                 )
-                link.lose(self._error)
+                if await link.blocked():
+                    self._error = TransportConnectionError(
+                        f"{self._address} takes no messages for now: it is short of memory or disk."
+                    )
+                else:
+                    link.lose(self._error)
 
     # -- subscribing ---------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import msgspec
 
@@ -36,7 +36,8 @@ class BrokerConfig(TLSConfig, frozen=True, kw_only=True, forbid_unknown_fields=T
     """The keys of the guide, and a few more; times in seconds, sizes in bytes."""
 
     url: str | None = None
-    """``amqps://user:password@host:port/...``; what other keys say as well, they say louder."""
+    """``amqps://user:password@host:port/...?key=value``; what other keys say as well, they say
+    louder."""
     host: str | None = None
     port: Port | None = None
     username: str | None = None
@@ -98,6 +99,10 @@ class BrokerConfig(TLSConfig, frozen=True, kw_only=True, forbid_unknown_fields=T
         """The brokers and nothing that could hold a secret."""
         return f"<{type(self).__name__} {', '.join(map(str, self.addresses))}>"
 
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """The same, in place of all fields."""
+        return [("brokers", list(map(str, self.addresses)))]
+
 
 C = TypeVar("C", bound=BrokerConfig)
 
@@ -125,9 +130,11 @@ def read_config(
             and ``allow_plaintext`` is not set.
     """
     if not isinstance(config, Mapping):
-        raise ConfigurationError(f"A transport's config is a mapping, not {config!r}.")
-    for key in config:
-        if key in refused and config[key] is not None:
+        raise ConfigurationError(f"A transport's config is a mapping, not {type(config).__name__}.")
+    merged = _from_url(config.get("url"), protocol)
+    merged |= {key: said for key, said in config.items() if said is not None or key not in merged}
+    for key, said in merged.items():
+        if key in refused and said is not None:
             raise ConfigurationError(f"The {protocol} transport cannot honour {key!r}: "
                                      f"{refused[key]}")  # fmt: skip
         if key not in kind.__struct_fields__:
@@ -138,8 +145,6 @@ def read_config(
                 f"Unknown key {key!r} in the {protocol} transport's config."
                 f"{near(str(key), known)} Known: {', '.join(sorted(known))}."
             )
-    url = config.get("url")
-    merged = {**_from_url(url, protocol), **config}
     read = _converted(kind, merged, protocol)
     if not read.encrypted and not read.allow_plaintext:
         raise ConfigurationError(
@@ -171,17 +176,21 @@ def _from_url(url: object, protocol: str) -> dict[str, Any]:
         return {}
     if not isinstance(url, str):
         raise ConfigurationError(f"url must be a string, not {type(url).__name__}.")
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:  # which may show a part of the password
+        raise ConfigurationError(
+            f"The {protocol} transport's URL cannot be read. It is scheme://user:password@host:port/"
+            "..., with / ? # [ ] @ % percent-encoded in user and password."
+        ) from None
     if SCHEMES.get(parts.scheme, ("",))[0] != protocol:
         wanted = " or ".join(f"{s}://" for s, (name, _) in SCHEMES.items() if name == protocol)
         raise ConfigurationError(
             f"The {protocol} transport's URL begins with {wanted}, not with {parts.scheme!r}."
         )
-    found: dict[str, Any] = {}
-    try:
-        found = {"host": parts.hostname, "port": parts.port}
-    except ValueError as error:
-        raise ConfigurationError(f"The {protocol} transport's URL: {error}.") from None
+    found: dict[str, Any] = {"host": parts.hostname, "port": port}
+    found |= parse_qsl(parts.query, keep_blank_values=True)
     if parts.username:
         found["username"] = unquote(parts.username)
     if parts.password:
@@ -192,8 +201,12 @@ def _from_url(url: object, protocol: str) -> dict[str, Any]:
 def _address(text: str, default_port: int) -> Address:
     try:
         parts = urlsplit(f"//{text}")
-        if not parts.hostname or parts.path or parts.username or parts.query:
-            raise ValueError("it must be host:port")
+        if not parts.hostname or parts.path or parts.query or "@" in text:
+            raise ValueError
         return Address(parts.hostname, parts.port or default_port)
-    except ValueError as error:
-        raise ConfigurationError(f"brokers: {text!r} is no address: {error}.") from None
+    except ValueError:
+        shown = "an entry with a password" if "@" in text else repr(text)
+        raise ConfigurationError(
+            f"brokers: {shown} is no address. It is host:port, or [host]:port for IPv6; user and "
+            "password are keys of their own."
+        ) from None

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("praval.transport")
 
+ASIDE = 60
+"""First waits (``retry_delay``) until a dead letter that failed in its own callback is given back,
+but not less than a second: it has nowhere else to go, and must not go round in a circle."""
 CANCEL_GRACE = 5.0
 """Seconds that a cancelled callback may take to clean up."""
 
@@ -57,6 +60,7 @@ class Owner(Protocol):
     @property
     def settings(self) -> BrokerConfig:
         """Its configuration."""
+        ...
 
     async def bury(self, message: Outgoing) -> None:
         """Publish a dead letter."""
@@ -90,6 +94,8 @@ class Listening(Subscription):
         """By priority, then arrival."""
         self._arrivals = count()
         self._workers: set[asyncio.Task[None]] = set()
+        self._aside: list[Incoming] = []
+        """Dead letters that failed here."""
         self._stopping = asyncio.Event()
         self._left = False
         self._losses = 0
@@ -112,8 +118,9 @@ class Listening(Subscription):
     def forget(self) -> None:
         """The link is lost: what waits will be delivered again."""
         self._losses += 1
-        self._owner.counts.given_back += len(self._waiting)
+        self._owner.counts.given_back += len(self._waiting) + len(self._aside)
         self._waiting.clear()
+        self._aside.clear()
 
     def stop(self) -> None:
         """Start no call any more, and wait for no retry; call it before the link leaves."""
@@ -128,6 +135,7 @@ class Listening(Subscription):
         self.stop()
         self._left = True
         await self._return()
+        await self._return_aside()
         if workers := self._workers - {caller}:
             _, late = await asyncio.wait(workers, timeout=seconds)
             for worker in late:
@@ -154,6 +162,21 @@ class Listening(Subscription):
         while self._waiting:
             await self._give_back(heapq.heappop(self._waiting)[2])
 
+    async def _return_aside(self) -> None:
+        while self._aside:
+            await self._give_back(self._aside.pop())
+
+    def _set_aside(self, incoming: Incoming) -> None:
+        log.error("a dead letter failed, too: it comes again later, or with the next subscription")
+        self._aside.append(incoming)
+        if len(self._aside) == 1:
+            wait = max(1.0, ASIDE * self._owner.settings.retry_delay)
+            asyncio.get_running_loop().call_later(wait, self._release)
+
+    def _release(self) -> None:
+        if self._aside:
+            self._start(self._return_aside())
+
     async def _handle(self, incoming: Incoming) -> None:
         """See one message to its end."""
         counts, config = self._owner.counts, self._owner.settings
@@ -162,6 +185,8 @@ class Listening(Subscription):
             if is_expired(incoming):
                 counts.expired += 1
             elif (death := await self._attempts(incoming, attempt)) is not None:
+                if "praval-topic" in incoming.headers:
+                    return self._set_aside(incoming)
                 await self._owner.bury(self._dead_letter(incoming, death, config))
             await incoming.acknowledge()
         except (GiveBack, TransportError) as why:

@@ -13,6 +13,7 @@ import asyncio
 import heapq
 import ssl
 from collections import deque
+from collections.abc import Mapping
 from itertools import count
 from typing import ClassVar
 from weakref import WeakKeyDictionary
@@ -222,7 +223,7 @@ class LocalTransport(BrokerTransport[LocalConfig]):
     protocol = "local"
     config_type = LocalConfig
     ports = (1, 1)
-    refused: ClassVar[dict[str, str]] = dict.fromkeys(
+    refused: ClassVar[Mapping[str, str]] = dict.fromkeys(
         ("buffer_size", "brokers", "connection_pool_size", "client_cert", "client_key"), NO_NETWORK
     )
     capabilities = Capabilities(

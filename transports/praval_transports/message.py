@@ -119,8 +119,10 @@ async def pack(  # noqa: PLR0917 - in the order of publish()
         ttl += GRACE
     if config.compression is not None and len(body) >= WORTH_COMPRESSING:
         large = len(body) >= LARGE
-        body = await asyncio.to_thread(_compress, body) if large else _compress(body)
-        meta["praval-encoding"] = "gzip"
+        less = await asyncio.to_thread(_compress, body) if large else _compress(body)
+        if len(less) < len(body):
+            body = less
+            meta["praval-encoding"] = "gzip"
     return Outgoing(topic, body, priority, ttl, meta)
 
 
@@ -150,14 +152,19 @@ def _is_text(text: str) -> bool:
 
 def priority_of(incoming: Incoming) -> int:
     """Return the priority it was published with; 5 if it says none that makes sense."""
-    text = incoming.headers.get("praval-priority", "")
-    return int(text) if text.isascii() and text.isdigit() and 1 <= int(text) <= 10 else 5
+    said = _number(incoming.headers.get("praval-priority", ""))
+    return said if said is not None and 1 <= said <= 10 else 5
 
 
 def is_expired(incoming: Incoming) -> bool:
     """Whether its time to live is over."""
-    text = incoming.headers.get("praval-expires", "")
-    return text.isascii() and text.isdigit() and int(text) <= time.time() * 1000
+    said = _number(incoming.headers.get("praval-expires", ""))
+    return said is not None and said <= time.time() * 1000
+
+
+def _number(text: str) -> int | None:
+    # a stranger may send anything: int() raises on some digits, and on very many of them
+    return int(text) if len(text) < 20 and text.isascii() and text.isdigit() else None
 
 
 async def unpack(incoming: Incoming, limit: int) -> bytes:
@@ -188,6 +195,6 @@ def _decompress(body: bytes, limit: int) -> bytes:
         raise MalformedSporeError(f"A message came in that is no gzip: {error}.") from None
     if len(plain) > limit:
         raise SporeTooLargeError(f"A message came in that unpacks to more than {limit} bytes.")
-    if not machine.eof:
-        raise MalformedSporeError("A message came in whose gzip ends too early.")
+    if not machine.eof or machine.unused_data:
+        raise MalformedSporeError("A message came in whose gzip does not end where it ends.")
     return plain

@@ -19,16 +19,19 @@ How the contract is kept:
   by the acknowledgements of later ones, and comes again (as redelivered) over the next connection.
   Until then it takes one of the ``prefetch_count`` places; when all are taken so, the connection is
   replaced after ``reconnect_delay``.
-- **Dead letters** are retained messages, each on a topic of its own, ``<dead_letter_topic>/<id>``:
-  a session would have to exist beforehand, and replicas that never look would collect their share.
-  The group named like the dead-letter topic (``subscribe("dead", ..., group="dead")``) gets them
-  all, from whatever client, and removes those that it acknowledges. A member that joins it also
-  gets what another one is still at work on.
+- **Dead letters** are retained messages, each on a topic of its own below
+  ``<dead_letter_topic>/:letters/``: a session that collects them would have to exist beforehand,
+  and those of replicas that never look would collect their share. The group named like the
+  dead-letter topic (``subscribe("dead", ..., group="dead")``) gets them all, from whatever client,
+  and removes those that it acknowledges. A member that joins it also gets what another one is
+  still at work on. ``drop_group`` does not remove them.
 
 Mosquitto drops what a session has to keep above ``max_queued_messages`` (1,000 by default), after
-it has confirmed it to the publisher. It also forgets all when it is killed, unless it is configured
-with ``persistence``, ``autosave_interval 1`` and ``autosave_on_changes``, and then up to a second
-of it. A Reef's outbox (``receipt="receiver"``) covers both.
+it has confirmed it to the publisher. (Dead letters above it stay, and come over a later
+connection.) It also forgets all when it is killed, unless it is configured with ``persistence``,
+``autosave_interval 1`` and ``autosave_on_changes``, and then up to a second of it. A Reef's outbox
+(``receipt="receiver"``) covers both. Limit sizes with ``max_packet_size``: the broker tells it, and
+a larger message is an error here; over ``message_size_limit`` it hangs up without a word.
 """
 
 from __future__ import annotations
@@ -51,10 +54,12 @@ from praval_transports.dispatch import Listening
 from praval_transports.message import Outgoing
 from praval_transports.mqtt_codec import FOREVER, Packed
 from praval_transports.mqtt_connection import Connection
-from praval_transports.mqtt_session import CLEARED, EMPTY, Session
+from praval_transports.mqtt_session import EMPTY, LETTERS, Session
 
 RANDOM_EXPIRY = 60
 """Seconds that the sessions of a random client id last: long enough for a reconnection."""
+FAREWELL = 2.0
+"""Seconds that the broker has to take note that we go."""
 
 
 class MQTTConfig(BrokerConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -102,7 +107,7 @@ class MQTTLink(Link):
             raise TransportConnectionError(str(self.lost.result()))
         self._connections.add(connection)
         connection.ended.add_done_callback(lambda _: self._connections.discard(connection))
-        await connection.open(self._address, self._tls, self.config)
+        await connection.open(self._address, self._tls)
 
     async def close(self) -> None:
         """See :class:`Link`."""
@@ -110,11 +115,13 @@ class MQTTLink(Link):
         self.lose(TransportConnectionError("The connection was closed."))
         connections = list(self._connections)
         for connection in connections:
+            connection.receive = None
             connection.hang_up(0 if meant and not self._lasts else None)
         try:
             await asyncio.sleep(0)  # what can be written at once is
             if meant and connections:
-                await asyncio.wait([connection.ended for connection in connections])
+                ended = [connection.ended for connection in connections]
+                await asyncio.wait(ended, timeout=FAREWELL)
         finally:
             for connection in connections:
                 connection.abort()
@@ -132,16 +139,16 @@ class MQTTLink(Link):
 
     async def bury(self, message: Outgoing) -> None:
         """See :class:`Link`."""
-        topic, headers = f"{message.slashed}/{secrets.token_hex(16)}", message.headers
+        topic, headers = f"{message.slashed}/{LETTERS}/{secrets.token_hex(16)}", message.headers
         if not message.body:
             headers = {**headers, EMPTY: "1"}
         await self._publisher(topic).send(
-            topic, message.body or b"\0", Packed(headers, None), retain=True
+            topic, message.body or b"\0", Packed(headers), retain=True
         )
 
     async def remove_letter(self, topic: str) -> None:
         """Let the broker keep a dead letter no longer."""
-        await self._publisher(topic).send(topic, b"", Packed({CLEARED: "1"}, None), retain=True)
+        await self._publisher(topic).send(topic, b"", Packed({}), retain=True)
 
     def _publisher(self, topic: str) -> Connection:
         """Return the same one for a topic always: its messages stay in order."""
@@ -152,7 +159,7 @@ class MQTTLink(Link):
     async def listen(self, listening: Listening) -> None:
         """See :class:`Link`."""
         group, patterns = listening.group, list(listening.patterns)
-        letters = (*self.dead, ONE)
+        letters = (*self.dead, LETTERS, ONE)
         try:
             if listening.hears(self.dead):
                 if group == dotted(self.dead):

@@ -35,6 +35,15 @@ _UNSENDABLE = re.compile(
 """Control characters and what is no character: brokers hang up for them, paho for U+FEFF."""
 
 
+def make_properties(kind: int, **values: object) -> Properties:
+    """Make the properties of a packet; None: leave one out."""
+    properties = Properties(kind)  # type: ignore[no-untyped-call]
+    for name, value in values.items():
+        if value is not None:
+            setattr(properties, name, value)
+    return properties
+
+
 class Packed(Properties):
     """The properties of a publication, as paho wants them, and packed already."""
 

@@ -1,21 +1,17 @@
-"""One MQTT 5 connection: aiomqtt's client, over a socket of ours.
+"""One MQTT 5 connection: what is asked of the broker, and what it answers.
 
-aiomqtt binds paho to the loop, reads, and keeps the connection alive. What it does not do is here:
-connecting can be cancelled, the broker's answer to a publication is told, messages are acknowledged
+Connecting can be cancelled, the broker's answer to a publication is told, messages are acknowledged
 when that is asked for, what waits for the broker ends with the connection, and why that ended is
-said. paho offers no other way to some of this than its own inner ones (``_paho`` below): a new
-version of it must pass the tests.
+said.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import ssl
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
-import aiomqtt
 from paho.mqtt.client import Client as Paho
 from paho.mqtt.client import ConnectFlags, DisconnectFlags
 from paho.mqtt.enums import MQTTErrorCode
@@ -30,42 +26,19 @@ from praval.errors import (
     TransportUnsupportedError,
 )
 from praval_transports.config import Address, BrokerConfig
-from praval_transports.mqtt_codec import Packed, Publication, read_publication
+from praval_transports.mqtt_codec import Packed, Publication, make_properties
 from praval_transports.mqtt_socket import open_socket
+from praval_transports.mqtt_wire import Wire
 
 MOST = 65_535
 """Messages that may be unacknowledged at once, either way."""
-TOGETHER = 16_000
-"""Bytes of packets that make one write: a little less than a record of TLS."""
-DISCONNECT = 0xE0
 NO_MATCHING_SUBSCRIBERS = 0x10
 KEEP_ALIVE = 0x8D
-TAKEN_OVER = 0x8E
 WHO_WE_ARE = {0x85, 0x86, 0x87, 0x8A, 0x8C}
 """Refusals of the client id, the password, the rights, the host, the way to log in."""
 
 
-def make_properties(kind: int, **values: object) -> Properties:
-    """Make the properties of a packet; None: leave one out."""
-    properties = Properties(kind)  # type: ignore[no-untyped-call]
-    for name, value in values.items():
-        if value is not None:
-            setattr(properties, name, value)
-    return properties
-
-
-class Ear(logging.Logger):
-    """Takes what paho logs. Nothing of it goes on, but the error that it only logs is kept."""
-
-    heard: OSError | None = None
-
-    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
-        """Look for an error."""
-        if level >= logging.ERROR:
-            self.heard = next((each for each in args if isinstance(each, OSError)), self.heard)
-
-
-class Connection(aiomqtt.Client):
+class Connection(Wire):
     """One connection; once it has ended it stays so.
 
     Args:
@@ -88,13 +61,12 @@ class Connection(aiomqtt.Client):
         receive: Callable[[Publication], None] | None = None,
         ended: Callable[[Exception], None] | None = None,
     ) -> None:
-        self._ear = Ear("mqtt")
         super().__init__(
+            receive,
             hostname="",  # the socket is made here
             username=config.username,
             password=config.password,
             identifier=client_id,
-            protocol=aiomqtt.ProtocolVersion.V5,
             keepalive=config.keepalive,
             clean_start=session_expiry == 0,
             properties=make_properties(
@@ -102,14 +74,12 @@ class Connection(aiomqtt.Client):
                 SessionExpiryInterval=session_expiry,
                 ReceiveMaximum=min(window, MOST),
             ),
-            max_inflight_messages=0,  # paho would not take what the broker says when connected
-            logger=self._ear,
         )
+        self._config = config
         self.leaving = False
         """Whether its end is meant."""
         self._said_good_bye = False
         self.ended: asyncio.Future[None] = self._loop.create_future()
-        self.receive = receive
         self._notice = ended
         self._welcome: asyncio.Future[None] = self._loop.create_future()
         self._answers: dict[int, asyncio.Future[list[ReasonCode]]] = {}
@@ -117,19 +87,10 @@ class Connection(aiomqtt.Client):
         self._room = asyncio.Semaphore(0)
         """Publications that the broker takes before it has confirmed one."""
         self._largest = 0
-        self._client.manual_ack_set(True)  # or ack() would do nothing
-        self._paho = cast(Any, self._client)
-        """The same, for what is not meant for others."""
-        self._plain_queue = self._paho._packet_queue
-        self._paho._packet_queue = self._enqueue
-        self._paho._handle_publish = self._handle_publish
-        self._disconnected.add_done_callback(self._failed)
 
     # -- life ----------------------------------------------------------------------------
 
-    async def open(
-        self, address: Address, tls: ssl.SSLContext | None, config: BrokerConfig
-    ) -> None:
+    async def open(self, address: Address, tls: ssl.SSLContext | None) -> None:
         """Connect and log in; errors of the socket and of TLS come out as they are.
 
         Raises:
@@ -137,18 +98,21 @@ class Connection(aiomqtt.Client):
             TransportConnectionError: it refuses us for another reason, or hung up.
         """
         self._hostname, self._port = address
+        sock = None
         try:
-            sock = await open_socket(address, tls, config)
-            self._paho._create_socket_connection = lambda: sock
-            self._client_connect()  # nothing that blocks is left in it
+            sock = await open_socket(address, tls, self._config)
+            if not self.ended.done():  # it may be aborted meanwhile
+                self._start(sock)
             await self._welcome
         except BaseException:
             self._welcome.cancel()  # or its error would be one that nobody has seen
             self.abort()
+            if sock is not None:
+                sock.close()
             raise
 
     def hang_up(self, session_expiry: int | None = None) -> None:
-        """Say good-bye when all before it is sent; ``ended`` is done then.
+        """Say good-bye after all that waits to be sent; ``ended`` is done when the broker has it.
 
         Args:
             session_expiry: seconds that the broker keeps the session; None: as agreed.
@@ -167,12 +131,7 @@ class Connection(aiomqtt.Client):
         """End it now. Not to be called by what paho calls: it would wait for itself."""
         self.leaving = True
         self._end(TransportConnectionError("The connection was closed."))
-        self._paho._sock_close()
-
-    async def gone(self) -> None:
-        """Wait until nothing of it runs any more; only after it has ended."""
-        if self._misc_task is not None:
-            await asyncio.wait([self._misc_task])
+        self._stop()
 
     def _end(self, error: Exception) -> None:
         if self.ended.done():
@@ -188,11 +147,6 @@ class Connection(aiomqtt.Client):
         self._room.release()
         if self._notice is not None and not self.leaving:
             self._notice(_as_lost(error))
-
-    def _failed(self, disconnected: asyncio.Future[None]) -> None:
-        """Note what was raised while reading; aiomqtt keeps it in a future."""
-        if not disconnected.cancelled() and (error := disconnected.exception()) is not None:
-            self._end(error if isinstance(error, Exception) else _as_lost(error))
 
     # -- what is awaited -----------------------------------------------------------------
 
@@ -223,9 +177,7 @@ class Connection(aiomqtt.Client):
             )
         return reason.value != NO_MATCHING_SUBSCRIBERS
 
-    async def hear(
-        self, pattern: str, *, identifier: int | None = None, retained: bool = False
-    ) -> None:
+    async def hear(self, pattern: str, identifier: int, *, retained: bool = False) -> None:
         """Subscribe; ``identifier`` comes with each message, ``retained`` ones come too.
 
         Raises:
@@ -295,7 +247,7 @@ class Connection(aiomqtt.Client):
         reason_code: ReasonCode,
         properties: Properties | None = None,
     ) -> None:
-        error, why = self._ear.heard, "it hung up"
+        error, why = self._ear.heard, "it hung up. Perhaps another process has this client id"
         if isinstance(error, ssl.SSLError):
             self._end(error)
             return
@@ -305,23 +257,17 @@ class Connection(aiomqtt.Client):
             why = reason_code.getName()
         elif reason_code.value == KEEP_ALIVE:
             why = "it has fallen silent (keepalive)"
-        if reason_code.value == TAKEN_OVER:
-            why += (
-                f" by another one named {self.identifier!r}; each process needs its own client_id"
-            )
-        elif not self._welcome.done():
-            why += (
-                " before it answered the login. Perhaps it demands a client certificate, or "
-                "refuses ours"
+        if not self._welcome.done():
+            why = (
+                "it hung up before it answered the login. Perhaps it demands a client certificate, "
+                "or refuses ours"
             )
         broker = Address(self._hostname, self._port)
-        self._end(TransportConnectionError(f"{broker} ended the connection: {why}."))
-
-    def _handle_publish(self) -> MQTTErrorCode:
-        if self.receive is not None:
-            packet = self._paho._in_packet
-            self.receive(read_publication(packet["command"], packet["packet"]))
-        return MQTTErrorCode.MQTT_ERR_SUCCESS
+        self._end(
+            TransportConnectionError(
+                f"{broker} has ended the connection {self.identifier!r}: {why}."
+            )
+        )
 
     def _on_publish(
         self,
@@ -347,33 +293,6 @@ class Connection(aiomqtt.Client):
             answer.set_result(reason_codes)
 
     _on_unsubscribe = _on_subscribe
-
-    def _enqueue(self, command: int, packet: bytes, *rest: Any) -> MQTTErrorCode:
-        """Queue a packet for paho: what is small and waits together is written together."""
-        queue = self._paho._out_packet
-        if queue and command != DISCONNECT and queue[-1]["pos"] == 0:
-            last = queue[-1]
-            if last["to_process"] + len(packet) < TOGETHER:
-                last["packet"] += packet
-                last["to_process"] += len(packet)
-                return MQTTErrorCode.MQTT_ERR_SUCCESS
-        # paho copies what is left of a packet at each write; a view of it is not copied
-        part = bytearray(packet) if len(packet) < TOGETHER else memoryview(packet)
-        return self._plain_queue(command, part, *rest)  # type: ignore[no-any-return]
-
-    # aiomqtt lets the loop do these later, when the number may be another socket's
-
-    def _on_socket_register_write(self, client: Paho, userdata: Any, sock: Any) -> None:
-        self._loop.call_soon(self._write)
-
-    def _on_socket_unregister_write(self, client: Paho, userdata: Any, sock: Any) -> None:
-        self._loop.remove_writer(sock.fileno())
-
-    def _write(self) -> None:
-        self._client.loop_write()
-        sock = self._client.socket()
-        if sock is not None and self._client.want_write():
-            self._loop.add_writer(sock.fileno(), self._client.loop_write)
 
 
 def _as_lost(error: BaseException) -> TransportConnectionError:

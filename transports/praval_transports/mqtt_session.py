@@ -19,14 +19,13 @@ from praval_transports.mqtt_connection import Connection
 if TYPE_CHECKING:
     from praval_transports.mqtt import MQTTLink
 
-IDENTIFIERS = 268_435_455
-"""How many subscription identifiers there are."""
-LETTER = "praval-topic"
-"""Header that dead letters have, and nothing else."""
+FETCHED = 268_435_455
+"""Identifier of subscriptions to what is retained; those of others are smaller."""
+LETTERS = ":letters"
+"""The topics below this level of the dead-letter topic are the dead letters. No topic of ours has
+a colon: they are encoded."""
 EMPTY = "praval-empty"
 """Header of a dead letter without a body: a retained message must have one."""
-CLEARED = "praval-cleared"
-"""Header of the message that removes a dead letter: subscribers get it too."""
 
 
 class MQTTIncoming(Incoming):
@@ -86,6 +85,8 @@ class Session:
         self._patterns: tuple[Topic, ...] = ()
         self._meanings: dict[int, tuple[Topic, tuple[Topic, ...]]] = {}
         """Subscription identifier -> its pattern, and all that were subscribed to with it."""
+        self._up_to_date = False
+        """Whether something came that was published after it has subscribed."""
         self._lingers = lingers
         self._retired = False
         self._last_expiry: int | None = None
@@ -132,19 +133,18 @@ class Session:
 
         The broker sends a copy for each that matches. The identifier tells them apart; only the
         copy of the first pattern counts. It depends on all patterns, because what a persistent
-        session collected under others must not be taken for such copies.
+        session has collected under others must not be taken for such copies.
         """
         assert self._connection is not None
-        number = None
-        if len(patterns) > 1:
-            number = zlib.crc32(repr((pattern, patterns)).encode()) % IDENTIFIERS + 1
-            self._meanings[number] = (pattern, patterns)
-        await self._connection.hear(self._prefix + on_the_wire(pattern), identifier=number)
+        number = zlib.crc32(repr((pattern, patterns)).encode()) % (FETCHED - 1) + 1
+        self._meanings[number] = (pattern, patterns)
+        await self._connection.hear(self._prefix + on_the_wire(pattern), number)
 
     async def fetch(self, pattern: Topic) -> None:
         """Let all retained messages of a pattern come in, and no others of it."""
         assert self._connection is not None
-        await self._connection.hear(on_the_wire(pattern), retained=True)
+        self._meanings[FETCHED] = (pattern, (pattern,))
+        await self._connection.hear(on_the_wire(pattern), FETCHED, retained=True)
         await self._connection.unhear([on_the_wire(pattern)])
 
     async def forget(self) -> None:
@@ -167,7 +167,7 @@ class Session:
     # -- messages ------------------------------------------------------------------------
 
     def _receive(self, message: Publication) -> None:
-        if self._retired:
+        if not self.listenings:
             return  # it stays unacknowledged, and with it in the session
         if message.again:
             for held in self._held:
@@ -185,24 +185,27 @@ class Session:
         incoming.listening.receive(incoming)
 
     def _is_copy(self, message: Publication) -> bool:
-        """Whether it came for a pattern after another one that matches as well."""
+        """Whether it came for a pattern beside another one that counts."""
         known = [self._meanings[each] for each in message.identifiers if each in self._meanings]
-        if not known:
-            return False
         levels = tuple(message.topic.split("/"))
-        return all(
-            any(matches(other, levels) for other in patterns[: patterns.index(pattern)])
-            for pattern, patterns in known
-        )
+        if known:
+            self._up_to_date = True
+            return all(
+                any(matches(other, levels) for other in patterns[: patterns.index(pattern)])
+                for pattern, patterns in known
+            )
+        # A subscription of an earlier run, which the session still has. What was published before
+        # this run has no other copy; messages come in order.
+        return self._up_to_date and any(matches(pattern, levels) for pattern in self._patterns)
 
     def _is_unwanted(self, incoming: MQTTIncoming, topic: str) -> bool:
-        """Read what is said of dead letters; whether it is nothing for our subscriptions."""
-        headers, dead = incoming.headers, self.link.dead
-        if CLEARED in headers:
-            return True
-        if LETTER not in headers or topic.rpartition("/")[0] != "/".join(dead):
+        """Read a dead letter; whether it is one that our subscriptions do not get here."""
+        dead = self.link.dead
+        if not topic.startswith(f"{'/'.join(dead)}/{LETTERS}/"):
             return False
-        if headers.pop(EMPTY, None) is not None:
+        if not incoming.body:
+            return True  # it says that somebody has removed the letter
+        if incoming.headers.pop(EMPTY, None) is not None:
             incoming.body = b""
         incoming.topic = dotted(dead)
         if self._group == incoming.topic:

@@ -15,6 +15,8 @@ How the contract is kept:
 - The messages of one topic come in order; between topics there is none.
 - The server does not expire single entries: the time to live is judged by the receiver alone. It
   knows no priorities: they order what was fetched ahead.
+- While the server is full (``maxmemory`` with ``noeviction``, the only policy that loses nothing),
+  publications wait; subscribers go on, and make room.
 
 With ``appendonly yes`` a confirmed message survives a kill -9 of the server, as the file is
 written before the answer; a crash of its machine only with ``appendfsync always``. Without
@@ -25,6 +27,7 @@ confirmed messages: Redis replicates after the answer.
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import ssl
 from collections import Counter
@@ -45,8 +48,12 @@ from praval_transports.config import Address, BrokerConfig, Count, Seconds
 from praval_transports.dispatch import Listening
 from praval_transports.message import Outgoing
 from praval_transports.redis_reader import BODY, Member, Reader
-from praval_transports.redis_wire import Wire
+from praval_transports.redis_wire import NoRoomError, Wire
 
+log = logging.getLogger("praval.transport")
+
+ROOM_EVERY = 0.5
+"""Seconds between attempts to publish on a server that is full."""
 LEASE = 60
 """Seconds, beside three signs of life, after which a silent subscriber counts as dead."""
 
@@ -64,12 +71,9 @@ class RedisConfig(BrokerConfig, frozen=True, kw_only=True, forbid_unknown_fields
     """Seconds without a sign of life after which a member's messages go to another one."""
 
     def __post_init__(self) -> None:
-        """Refuse a URL that says what would have no effect."""
-        parts = urlsplit(self.url or "")
-        if parts.query:
-            raise ValueError("url has a query: give its options as keys of the config")
-        if not (parts.path.strip("/") or "0").isdecimal():
-            raise ValueError(f"the path of url must be a database's number, not {parts.path!r}")
+        """Refuse a URL whose path is no database."""
+        if not (urlsplit(self.url or "").path.strip("/") or "0").isdecimal():
+            raise ValueError("the path of url must be the number of a database")
 
     @property
     def database(self) -> int:
@@ -105,6 +109,7 @@ class RedisLink(Link):
         self._wires: list[Wire] = []
         self._readers: dict[Listening, Reader] = {}
         self._pulse: asyncio.Task[None] | None = None
+        self._has_room = True
 
     async def open(self) -> None:
         """Connect; fails on a server that cannot serve: a replica, a node of a cluster."""
@@ -157,7 +162,24 @@ class RedisLink(Link):
     # -- publishing ----------------------------------------------------------------------
 
     async def send(self, message: Outgoing) -> bool:
+        """See :class:`Link`; while the server has no room for it, it is sent again and again."""
+        while True:
+            try:
+                routed = await self._add(message)
+            except NoRoomError as error:
+                if self._has_room:
+                    log.warning("%s", error)
+                self._has_room = False
+                await asyncio.sleep(ROOM_EVERY)
+            else:
+                self._has_room = True
+                return routed
+
+    async def blocked(self) -> bool:
         """See :class:`Link`."""
+        return not self._has_room
+
+    async def _add(self, message: Outgoing) -> bool:
         self.must_live()
         topic, limit = message.dotted, self.config.stream_maxlen
         entry = (

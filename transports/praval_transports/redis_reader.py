@@ -277,7 +277,7 @@ class Reader:
         """Read no more; what was read and not handed over goes back to the group."""
         self._stopping = True
         self._room.set()
-        await self._link.call("XADD", self._wake_key, "NOMKSTREAM", "MAXLEN", 1, "*", "wake", "")
+        await self._link.call(*self._link.script(scripts.WAKE, self.member.name))
         await asyncio.wait([self._reading])
         self._link.must_live()
         self._group_is_gone = group_goes

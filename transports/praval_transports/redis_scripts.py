@@ -38,12 +38,13 @@ local function is_alive(group)
   return not is_private(group) or call('EXISTS', wake_key(string.sub(group, 9))) == 1
 end
 
-local function wake(group)
+local function wake(member)
+  return call('XADD', wake_key(member), 'NOMKSTREAM', 'MAXLEN', 1, '*', 'wake', '')
+end
+
+local function wake_all(group)
   for _, member in ipairs(call('SMEMBERS', members_key(group))) do
-    local key = wake_key(member)
-    if not call('XADD', key, 'NOMKSTREAM', 'MAXLEN', 1, '*', 'wake', '') then
-      call('SREM', members_key(group), member)
-    end
+    if not wake(member) then call('SREM', members_key(group), member) end
   end
 end
 
@@ -61,7 +62,7 @@ local function announce(topic)
     if not is_alive(group) then
       call('SREM', PATTERNS, entry)
     elseif string.find(topic .. '.', pattern) and create(stream(topic), group, '0') then
-      wake(group)
+      wake_all(group)
     end
   end
 end
@@ -192,13 +193,22 @@ local group, member, topic, id = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local held = redis.pcall('XPENDING', stream(topic), group, id, id, 1, member)
 if held.err or #held == 0 then return end
 call('XCLAIM', stream(topic), group, member, 0, id, 'IDLE', 10000000000, 'JUSTID')
-wake(group)
+wake_all(group)
 """
 )
 """Let any member of the group claim a message at once.
 
 Arguments: lease, group, member, topic, id.
 """
+
+WAKE = (
+    _COMMON
+    + r"""
+call('EXPIRE', wake_key(ARGV[2]), ARGV[1])  -- needs no memory, so that the next may
+wake(ARGV[2])
+"""
+)
+"""Interrupt the blocking read of a member. Arguments: lease, member."""
 
 TEND = _COMMON + r"for i = 2, #ARGV do tend(ARGV[i], tonumber(ARGV[1])) end"
 """Trim streams. Arguments: lease, topics..."""

@@ -26,6 +26,7 @@ from redis.exceptions import (
     MasterDownError,
     MovedError,
     NoPermissionError,
+    OutOfMemoryError,
     ReadOnlyError,
     RedisError,
     ResponseError,
@@ -44,8 +45,14 @@ from praval_transports.config import Address, BrokerConfig
 GONE = (BusyLoadingError, ClusterDownError, MasterDownError, ReadOnlyError, TryAgainError)
 """Answers of a server that cannot serve now; another one may, or this one later."""
 CLUSTERED = (AskError, ClusterCrossSlotError, MovedError)
+NO_ROOM = ("OOM", "MISCONF", "NOREPLICAS")
+"""How answers begin of a server that reads and does not write: memory, disk, replicas are short."""
 ALERT_PATIENCE = 2.0
 """Seconds that a server which refuses our certificate may take to say so."""
+
+
+class NoRoomError(TransportError):
+    """The server takes no messages for now."""
 
 
 class Socket(Connection):
@@ -229,23 +236,21 @@ async def _read_alert(address: Address, tls: ssl.SSLContext) -> None:
 def _translated(error: Exception, what: str, address: Address) -> TransportError:
     """Return what an answer of the server means."""
     said = (str(error) or type(error).__name__).rstrip(".")
+    kind: type[TransportError] = TransportConnectionError
     if isinstance(error, AuthenticationError):
-        return TransportLoginError(
-            f"{address} refused the login: {said}. Check username and password, and whether the "
-            "user is on in its ACL."
-        )
-    if isinstance(error, NoPermissionError):
-        return TransportLoginError(
-            f"{address} refused {what}: {said}. In its ACL the user needs: ~<prefix>:* +@all "
-            "-@dangerous."
-        )
-    if isinstance(error, GONE):
-        return TransportConnectionError(f"{address} cannot serve now: {said}.")
-    if not isinstance(error, ResponseError):
-        return TransportConnectionError(f"{address} hung up: {said}.")
-    if isinstance(error, CLUSTERED):
-        return TransportUnsupportedError(
-            f"{address} is a node of a Redis Cluster ({said}). Use a single server, which may "
-            "have replicas."
-        )
-    return TransportError(f"{address} refused {what}: {said}.")
+        kind, means = TransportLoginError, f"refused the login: {said}. Check username and password"
+    elif isinstance(error, NoPermissionError):
+        kind, means = TransportLoginError, f"refused {what}: {said}. In its ACL the user needs: "
+        means += "~<prefix>:* +@all -@dangerous"
+    elif isinstance(error, GONE):
+        means = f"cannot serve now: {said}"
+    elif not isinstance(error, ResponseError):
+        means = f"hung up: {said}"
+    elif isinstance(error, CLUSTERED):
+        kind, means = TransportUnsupportedError, f"is a node of a Redis Cluster ({said}). Use a "
+        means += "single server, which may have replicas"
+    elif isinstance(error, OutOfMemoryError) or said.startswith(NO_ROOM):
+        kind, means = NoRoomError, f"takes no messages for now: {said}"
+    else:
+        kind, means = TransportError, f"refused {what}: {said}"
+    return kind(f"{address} {means}.")

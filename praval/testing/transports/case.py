@@ -90,21 +90,21 @@ async def run_case(case: Case | str, harness: TransportHarness) -> Result:
     try:
         async with (
             asyncio.timeout(case.seconds),
-            _nothing_left(),
+            _nothing_left(harness.patience),
             Trial(harness, case.name)() as trial,
         ):
             verdict = await case.run(trial)
     except TimeoutError as late:
-        late.add_note(f"The case is given {case.seconds:g} s.")
-        error = late
+        error = NonconformityError(f"it did not end within {case.seconds:g} s")
+        error.__cause__ = late
     except Exception as failure:  # noqa: BLE001 - whatever a transport raises is its result
         error = failure
     return Result(case, None if error else verdict, error, clock() - began)
 
 
 @contextlib.asynccontextmanager
-async def _nothing_left() -> AsyncIterator[None]:
-    """Expect that no task, thread or socket outlives the block."""
+async def _nothing_left(patience: float) -> AsyncIterator[None]:
+    """Expect that no task, thread or socket outlives the block for long."""
     tasks, threads, sockets = asyncio.all_tasks(), set(threading.enumerate()), _sockets()
     yield
 
@@ -121,7 +121,7 @@ async def _nothing_left() -> AsyncIterator[None]:
         return found
 
     try:
-        await until(lambda: not left(), "nothing is left behind", 3.0)
+        await until(lambda: not left(), "nothing is left behind", patience)
     except NonconformityError:
         raise NonconformityError(f"left behind after close(): {', '.join(left())}") from None
 

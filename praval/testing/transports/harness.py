@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, ClassVar, NamedTuple
 from urllib.parse import urlsplit
 
-from praval.core.transport import SCHEMES, MessageTransport
+from praval.core.transport import SCHEMES, Capabilities, MessageTransport
 from praval.testing.transports.network import Network, Proxy
 
 
@@ -65,22 +65,25 @@ class Broker(ABC):
 class TransportHarness(ABC):
     """Says how to reach a running broker; everything else has a default.
 
-    The suite makes names of its own for each case, so a broker that others use as well will do.
-    For the negative cases it puts proxies with certificates of its own before the broker, which
-    needs the extra ``[certs]``.
+    The suite makes names of its own for each case, so a broker that others use as well will do;
+    but it leaves its durable groups there: better give it one, or a virtual host, of its own. For
+    the negative cases it puts proxies with certificates of its own before the broker, which needs
+    the extra ``[certs]``.
     """
 
     name: ClassVar[str]
-    """The column of the matrix."""
+    """What reports call it."""
+    transport: type[MessageTransport]
+    """The class under test."""
     has_network: ClassVar[bool] = True
     """Whether there are connections, TLS and logins to check."""
     patience: ClassVar[float] = 10.0
     """Seconds that what has to happen may take on a busy machine."""
 
     @property
-    @abstractmethod
-    def transport(self) -> type[MessageTransport]:
-        """The class under test."""
+    def capabilities(self) -> Capabilities:
+        """What it can do as :meth:`config` configures it: by default what its class says."""
+        return self.transport.capabilities
 
     @abstractmethod
     def config(self) -> dict[str, Any]:

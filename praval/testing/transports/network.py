@@ -22,6 +22,7 @@ class Reader(Protocol):
 
     async def read(self, n: int, /) -> bytes:
         """Return some bytes; none: the end."""
+        ...
 
 
 class Writer(Protocol):

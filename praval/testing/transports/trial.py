@@ -12,6 +12,7 @@ from typing import Any
 
 from praval.core.topics import encode_segment
 from praval.core.transport import Delivery, Health, MessageTransport
+from praval.errors import PravalError
 from praval.testing.transports.harness import TransportHarness
 from praval.testing.transports.network import Network
 
@@ -31,7 +32,7 @@ POLL = 0.004
 """Seconds between two looks at a condition."""
 
 
-class NonconformityError(AssertionError):
+class NonconformityError(PravalError, AssertionError):
     """The transport does not do what the contract says."""
 
 
@@ -161,7 +162,7 @@ class Trial:
 
     def __init__(self, harness: TransportHarness, case: str) -> None:
         self.harness = harness
-        self.capabilities = harness.transport.capabilities
+        self.capabilities = harness.capabilities
         self.name = f"{case}-{os.getpid()}-{next(_trials)}"
         """Part of all names at the broker, so that no run meets another."""
         self._clients: list[MessageTransport] = []
@@ -205,15 +206,12 @@ class Trial:
         """Make a transport and connect it. Clients with a name each have a ``client_id``."""
         transport = self.new()
         await transport.initialize(self.config(name, **changes))
+        expect_equal(transport.capabilities, self.capabilities, "what it says it can do")
         return transport
 
     async def network(self) -> Network:
         """Return a way to the broker that can be cut, until the trial ends."""
         return await self._exits.enter_async_context(self.harness.network())
-
-    def on_exit(self, callback: Callable[[], object]) -> None:
-        """Call it when the trial ends, before clients are closed."""
-        self._exits.callback(callback)
 
     async def enter(self, context: contextlib.AbstractAsyncContextManager[Any]) -> Any:
         """Enter a context until the trial ends."""
@@ -271,7 +269,7 @@ class Trial:
         try:
             yield self
             for client in self._clients:
-                await client.close()
+                await self._close(client)
                 health = client.health()
                 expect(health.state in ("new", "closed"), f"closed, but state {health.state}")
                 expect_equal(
@@ -282,5 +280,12 @@ class Trial:
         finally:
             for client in self._clients:
                 with contextlib.suppress(Exception):  # the first error is the one to tell
-                    await client.close()
+                    await self._close(client)
             await self._exits.aclose()
+
+    async def _close(self, client: MessageTransport) -> None:
+        try:
+            async with asyncio.timeout(self.harness.patience):
+                await client.close()
+        except TimeoutError:
+            raise NonconformityError(f"close() took {self.harness.patience:g} s") from None

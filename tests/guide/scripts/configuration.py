@@ -1,6 +1,6 @@
 """Guide, "Programmatic Configuration": keys that are built count, the others warn."""
 # prints: 5000 20 60
-# prints: warned: performance.max_retries, performance.enable_caching, performance.batch_size
+# prints: warned: performance.batch_size
 
 import re
 import warnings

@@ -18,6 +18,6 @@ def greet(spore):
     return f"Hello {name}! Welcome."
 
 
-from praval import Spore  # noqa: E402
+from praval import Spore
 
 print(greet(Spore.create({})))

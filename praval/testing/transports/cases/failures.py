@@ -84,6 +84,32 @@ async def refuse(trial: Trial) -> str:
 
 
 @case()
+async def dead_letter_fails(trial: Trial) -> str:
+    """A dead letter that its own callback refuses is kept, and does not go round in a circle."""
+    topic, echo = trial.topic("fails"), trial.topic("echo")
+
+    def refuse(_: Delivery) -> None:
+        raise Refuse("no")
+
+    client, letters, echoes = await trial.client(), trial.inbox(refuse), trial.inbox()
+    await client.subscribe(trial.dead, letters, group=trial.dead)
+    await client.subscribe(topic, refuse, group=trial.group())
+    await client.subscribe(echo, echoes)
+    await client.publish(topic, b"unwanted")
+    await letters.wait(1)
+    await trial.fill(client, echo, [b"%d" % number for number in range(20)])
+    await echoes.wait(20)  # time enough to go round
+    expect(len(letters.got) <= 2, f"it was delivered {len(letters.got)} times meanwhile")
+    expect_equal(client.health().dead, 1, "dead letters")
+    await client.close()
+    client, again = await trial.client(), trial.inbox()
+    await client.subscribe(trial.dead, again, group=trial.dead)
+    await again.wait(1)
+    expect_equal((again.bodies, again.got[0].headers["praval-topic"]), ([b"unwanted"], topic), "it")
+    return YES
+
+
+@case()
 async def failure_is_private(trial: Trial) -> str:
     """A message that one group cannot handle is not delivered to another one again."""
     topic = trial.topic("private")

@@ -163,8 +163,12 @@ async def size_limit(trial: Trial) -> str:
     with refused(SporeTooLargeError, "1001 bytes"):
         await worker.publish(topic, bytes(1001))
     await worker.publish(topic, bytes(1000))
-    publisher = await trial.client("publisher")
+    publisher, letters = await trial.client("publisher"), trial.inbox()
     await publisher.publish(topic, bytes(1001))
     await trial.nothing_more(publisher, topic, inbox, [bytes(1000)])
     expect_equal(worker.health().dead, 1, "dead letters")
+    await publisher.subscribe(trial.dead, letters, group=trial.dead)
+    await letters.wait(1)
+    found = (len(letters.got[0]), letters.got[0].headers.get("praval-attempts"))
+    expect_equal(found, (1001, "0"), "its length and attempts")
     return YES

@@ -1,0 +1,71 @@
+"""Server-sent events: bytes in, events out (the WHATWG format). No socket, no loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from praval.errors import ProviderProtocolError
+
+LIMIT = 16 * 1024 * 1024
+"""Bytes that one event may have; a server that never ends a line cannot fill the memory."""
+
+
+class Event(NamedTuple):
+    """One event; ``name`` is "message" if the server gave none."""
+
+    name: str
+    data: str
+
+
+class EventDecoder:
+    """Feed it what arrives, in pieces of any size; characters may be split anywhere."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._name = ""
+        self._data: list[str] = []
+        self._size = 0
+        self._begun = False
+
+    def feed(self, piece: bytes) -> Iterator[Event]:
+        """Yield the events that this piece completes.
+
+        Raises:
+            ProviderProtocolError: an event is larger than ``LIMIT``.
+        """
+        lines, self._rest = _split(self._rest + piece)
+        if len(self._rest) + self._size > LIMIT:
+            raise ProviderProtocolError(f"The stream has an event of more than {LIMIT} bytes.")
+        for line in lines:
+            if not self._begun:
+                line = line.removeprefix(b"\xef\xbb\xbf")  # noqa: PLW2901 - a byte order mark
+                self._begun = True
+            if (event := self._take(line)) is not None:
+                yield event
+
+    def _take(self, line: bytes) -> Event | None:
+        if not line:
+            return self._dispatch()
+        field, _, value = line.partition(b":")
+        text = value.removeprefix(b" ").decode(errors="replace")
+        if field == b"data":
+            self._data.append(text)
+            self._size += len(value)
+        elif field == b"event":
+            self._name = text
+        return None
+
+    def _dispatch(self) -> Event | None:
+        name, data = self._name, self._data
+        self._name, self._data, self._size = "", [], 0
+        return Event(name or "message", "\n".join(data)) if data else None
+
+
+def _split(data: bytes) -> tuple[list[bytes], bytes]:
+    """Return the complete lines and the rest; a final CR may be half of a CR LF."""
+    held = b""
+    if data.endswith(b"\r"):
+        data, held = data[:-1], b"\r"
+    *lines, rest = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+    return lines, rest + held
