@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hmac
 from hashlib import blake2b
-from typing import NoReturn, Self
+from typing import NoReturn
 
 from praval.errors import KeyringError, SealCode
 
@@ -60,11 +60,6 @@ class _Secret:
 
     def __init__(self, raw: bytes) -> None:
         self._raw = _checked(raw, type(self).__name__)
-
-    @classmethod
-    def from_seed(cls, raw: bytes) -> Self:
-        """Make a key of 32 random bytes."""
-        return cls(raw)
 
     def reveal(self) -> bytes:
         """Return the secret bytes, to be encrypted and stored at once."""

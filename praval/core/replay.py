@@ -27,7 +27,8 @@ Guide: "Security Features" (replay attack prevention).
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from hashlib import blake2b
 from typing import Literal, NamedTuple, Protocol
 
@@ -184,6 +185,21 @@ class Replay:
         self.skew, self.lease, self.quota = skew, lease, quota
         self._anchor: tuple[int, int] | None = None
         self._jumped = False
+        self._batch: Rows | None = None
+
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        """Let all calls in the block be one transaction: one flush of the disk serves many.
+
+        For a thread that writes what many tasks have queued. A call that raises leaves nothing of
+        its own; what the others did counts when the block has ended, and not before.
+        """
+        with self._table.transaction() as rows:
+            self._batch = rows
+            try:
+                yield
+            finally:
+                self._batch = None
 
     # -- a spore -------------------------------------------------------------------------
 
@@ -194,7 +210,7 @@ class Replay:
             ReplayError: the clock is not to be trusted.
         """
         self._refuse_jump()
-        with self._table.transaction() as rows:
+        with self._transaction() as rows:
             clock = self._tick(rows, now)
             entry = rows.get(key)
             digest = self._digest(key, content)
@@ -215,7 +231,7 @@ class Replay:
         Raises:
             ReplayError: it was lost.
         """
-        with self._table.transaction() as rows:
+        with self._transaction() as rows:
             entry = self._held(rows, key, fence)
             until = self._tick(rows, now) + self.lease
             rows.put(key, msgspec.structs.replace(entry, leased_until=until))
@@ -226,13 +242,13 @@ class Replay:
         Raises:
             ReplayError: the lease was lost to another; acknowledge nothing.
         """
-        with self._table.transaction() as rows:
+        with self._transaction() as rows:
             entry = self._held(rows, key, fence)
             rows.put(key, msgspec.structs.replace(entry, leased_until=0, outcome=outcome))
 
     def release(self, key: Key, fence: int) -> bool:
         """Give a lease back: the next delivery begins it at once. False: it was lost already."""
-        with self._table.transaction() as rows:
+        with self._transaction() as rows:
             entry = rows.get(key)
             if entry is None or entry.fence != fence or entry.outcome is not None:
                 return False
@@ -248,7 +264,7 @@ class Replay:
             ReplayError: the clock is not to be trusted.
         """
         self._refuse_jump()
-        with self._table.transaction() as rows:
+        with self._transaction() as rows:
             return rows.purge(self._tick(rows, now) - 3 * self.skew, PURGE_CHUNK)
 
     def check_clock(self, wall: int, monotonic: int) -> None:
@@ -264,7 +280,7 @@ class Replay:
         """
         if self._anchor is None:
             self._anchor = wall, monotonic
-            with self._table.transaction() as rows:
+            with self._transaction() as rows:
                 self._jumped = wall < rows.clock() - self.skew
         elapsed = (wall - self._anchor[0]) - (monotonic - self._anchor[1])
         if abs(elapsed) > self.skew:
@@ -280,18 +296,21 @@ class Replay:
             floor: refuse whatever was created before now, since entries may be missing.
         """
         self._anchor, self._jumped = (wall, monotonic), False
-        with self._table.transaction() as rows:
+        with self._transaction() as rows:
             rows.set_clock(wall)
             if floor:
                 rows.raise_floor(*EVERYBODY, wall)
 
     def reset(self, now: int) -> None:
         """Refuse whatever was created before now: after a lost table or a restored backup."""
-        with self._table.transaction() as rows:
+        with self._transaction() as rows:
             rows.raise_floor(*EVERYBODY, now)
             self._tick(rows, now)
 
     # -- inside --------------------------------------------------------------------------
+
+    def _transaction(self) -> AbstractContextManager[Rows]:
+        return self._table.transaction() if self._batch is None else nullcontext(self._batch)
 
     def _again(self, rows: Rows, key: Key, entry: Entry, digest: bytes, clock: int) -> Begun:
         if entry.content != digest:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
@@ -158,9 +158,3 @@ def _covers(wide: Topic, narrow: Topic) -> bool:
         if segment not in (ONE, narrow[position]):
             return False
     return len(wide) == len(narrow)
-
-
-def is_payload(value: Any) -> bool:
-    """Whether its fields are declared in the order in which they are to be written."""
-    fields = list(value.__struct_fields__)
-    return fields == sorted(fields)

@@ -9,8 +9,8 @@ from tests.fuzz.sealing import BLOCK, fuzz, run_block
 
 
 def test_no_mutation_is_accepted_and_none_brings_an_untyped_error() -> None:
-    """Thirty seconds, or 150,000 cases, whichever comes first."""
-    counts, wrong = fuzz(150_000, seed=2, seconds=30)
+    """Thirty seconds, or 500,000 cases, whichever comes first."""
+    counts, wrong = fuzz(500_000, seed=2, seconds=30)
     assert wrong == []
     assert counts.total() >= BLOCK
 

@@ -149,6 +149,35 @@ def test_the_table_tells_nothing_of_the_content(tmp_path: Path) -> None:
     assert (CONTENT,) not in digests
 
 
+def test_many_calls_can_share_one_transaction(make: Make) -> None:
+    """Each gets its own answer; one that is refused spoils nothing of the others."""
+    one = make()
+    with one.batch():
+        leases = [begin(one, numbered(n)) for n in range(50)]
+        with pytest.raises(ReplayError):
+            one.commit(numbered(0), 99)
+        for number, lease in enumerate(leases):
+            one.commit(numbered(number), lease.fence)
+    two = make()
+    codes = {begin(two, numbered(number)).code for number in range(50)}
+    assert codes == {SealCode.DUPLICATE}
+
+
+def test_a_batch_that_dies_leaves_nothing(tmp_path: Path) -> None:
+    """Nobody was told anything yet."""
+    with closing(SQLiteTable.open(tmp_path / "s" / "replay.db", instance=INSTANCE)) as table:
+        replay = Replay(table, instance=INSTANCE, key=SECRET)
+
+        def dies() -> None:
+            with replay.batch():
+                assert begin(replay).code is None
+                raise Crash
+
+        with pytest.raises(Crash):
+            dies()
+        assert begin(replay).code is None
+
+
 # -- bounded memory ------------------------------------------------------------------------------
 
 
