@@ -205,9 +205,9 @@ class Directory:
         """Return the highest epoch ever seen of an identity; 0: none."""
         return self._epochs.get(agent_id, _NEVER)[0]
 
-    def current(self, now: int) -> list[bytes]:
-        """Return all unexpired cards, to answer a query with: each proves itself."""
-        return [known.data for known in self._cards.values() if known.card.expires > now]
+    def known(self, now: int) -> list[KnownCard]:
+        """Return whoever has an unexpired card."""
+        return [known for known in self._cards.values() if known.card.expires > now]
 
     def forget_expired(self, before: int) -> None:
         """Drop cards that expired before that time; their epochs stay known."""
