@@ -18,14 +18,13 @@ from praval.core.envelope import (
     Sender,
     seal,
     seal_all,
-    stanza_id,
 )
 from praval.core.envelope_body import LENGTHS, Fields, decode_body, encode_body
 from praval.core.envelope_format import FIXED, MOST_RECIPIENTS, STANZA, Message, parse
 from praval.core.key_types import PrivateKey, PublicKey, SigningKey, blake2b
 from praval.core.keys import Keyring
 from praval.errors import EnvelopeError, SealCode
-from tests.sealing.actors import NOW, TOPIC, Dice, a_root, acquaint, code_of, host, note, opens
+from tests.sealing.actors import NOW, Dice, a_root, acquaint, code_of, host, note, opens
 
 
 def pair() -> tuple[Keyring, Keyring]:
@@ -531,7 +530,6 @@ def test_a_flood_of_junk_raises_no_alarm_that_names_an_agent() -> None:
     """Before the signature holds, nobody is accused: the refusal carries no sender."""
     _, bob, data = sealed()
     dice = random.Random(7)
-    envelope = parse(data)
     for _ in range(2000):
         junk = bytearray(data)
         for _ in range(dice.randint(1, 5)):
@@ -539,7 +537,6 @@ def test_a_flood_of_junk_raises_no_alarm_that_names_an_agent() -> None:
         with pytest.raises(EnvelopeError) as caught:
             opens(bob, "bob", bytes(junk))
         assert caught.value.sender is None
-    assert envelope.from_name == "alice"
 
 
 # -- fields that no envelope can carry --------------------------------------------------------
@@ -585,7 +582,6 @@ def test_a_recipient_is_named_once() -> None:
     recipient = Recipient(dice(16), PrivateKey(dice(32)).public, NOW + 1, 10**9)
     with pytest.raises(EnvelopeError):
         seal(note(), Sender(dice(16), root), [recipient] * 2, now=NOW, random=dice)
-    assert stanza_id(recipient.agent_id, bytes(recipient.prekey))
 
 
 def test_a_prekey_of_low_order_is_not_sealed_to() -> None:
@@ -604,4 +600,4 @@ def test_a_message_shows_no_body() -> None:
     assert isinstance(opened.message, Message)
     for each in (opened, opened.message, parse(data)):
         assert "CANARY" not in repr(each)
-        assert str(TOPIC[:4]) in repr(opened)
+    assert "desk.bob_channel" in repr(opened)

@@ -69,8 +69,7 @@ def test_keys_are_rotated_and_cards_renewed_on_time() -> None:
     keyring = host("bob", lifetimes=SHORT)
     first = keyring.get("bob")
     assert keyring.tick(NOW + MINUTE - 1) == []
-    (card,) = keyring.tick(NOW + MINUTE)
-    assert keyring.get("bob").prekeys == first.prekeys or card
+    assert len(keyring.tick(NOW + MINUTE)) == 1
     assert keyring.get("bob").epoch > first.epoch
     assert keyring.get("bob").prekeys[0].key == first.prekeys[0].key
     run(keyring, NOW + 5 * MINUTE, since=NOW + 2 * MINUTE)
