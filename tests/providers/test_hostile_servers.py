@@ -20,6 +20,7 @@ from praval.providers import (
     register_provider,
     sse,
 )
+from praval.providers.streams import AnswerStream
 
 LIMIT = 100_000
 
@@ -76,6 +77,12 @@ async def test_an_answer_without_end_does_not_fill_the_memory(head: str) -> None
             await achat("?", provider="hostile", timeout=10)
 
 
+async def read_all(stream: AnswerStream) -> None:
+    async with stream:
+        async for _ in stream:
+            pass
+
+
 ENDLESS_STREAMS = {
     "events": b'data: {"choices": [{"delta": {"content": "la"}}]}\n\n',
     "comments": b": still here\n\n",
@@ -91,9 +98,7 @@ async def test_a_stream_without_end_does_not_fill_the_memory(status: str, piece:
     """Whatever it is made of."""
     async with answering(status, without_end(piece * 100)):
         with pytest.raises(ProviderProtocolError, match="more than"):
-            async with astream("?", provider="hostile", timeout=10) as pieces:
-                async for _ in pieces:
-                    pass
+            await read_all(astream("?", provider="hostile", timeout=10))
 
 
 def test_a_long_line_in_small_pieces_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
