@@ -277,6 +277,13 @@ async def in_thread(function: Callable[..., T], /, *args: Any) -> T:
     """
     threads = worker_threads.get()
     if threads is None or owner_loop.get() is not running_loop():
-        return await asyncio.to_thread(function, *args)
+        return await asyncio.to_thread(_carried, function, *args)
     result: T = await threads.run(function, *args)
     return result
+
+
+def _carried(function: Callable[..., T], *args: Any) -> T:
+    try:
+        return function(*args)
+    except StopIteration as error:  # no future can carry one: its waiter would wait for ever
+        raise RuntimeError(f"{function!r} raised StopIteration") from error

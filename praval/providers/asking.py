@@ -119,7 +119,7 @@ async def _ask(request: ChatRequest, candidate: Candidate, terms: Terms) -> Resp
                 answer = await _in_time(provider, limit, form_of(provider)(provider, request))
             break
         except Exception as error:  # noqa: BLE001 - raised there, unless it is tried again
-            await _wait_or_raise(error, attempt, guard, terms)
+            await asyncio.sleep(pause_after(error, attempt, guard, terms))
     response = await _entered(checked(provider, answer), candidate)
     if store is not None:
         await cache.keep(store, key, response, terms.settings.performance.cache_ttl)
@@ -157,11 +157,11 @@ async def _stream(
         except Exception as error:
             if begun:  # what was delivered cannot be taken back
                 raise
-            await _wait_or_raise(error, attempt, guard, terms)
+            await asyncio.sleep(pause_after(error, attempt, guard, terms))
 
 
-async def _wait_or_raise(error: Exception, attempt: int, guard: Guard, terms: Terms) -> None:
-    """Sleep before the next attempt, if there is to be one; else raise the error."""
+def pause_after(error: Exception, attempt: int, guard: Guard, terms: Terms) -> float:
+    """Return the seconds before the next attempt, if there is to be one; else raise the error."""
     retries = guard.limits.max_retries
     if retries is None:
         retries = terms.settings.performance.max_retries
@@ -169,7 +169,7 @@ async def _wait_or_raise(error: Exception, attempt: int, guard: Guard, terms: Te
     left = remaining_time()
     if delay is None or (left is not None and delay >= left):
         raise error
-    await asyncio.sleep(delay)
+    return delay
 
 
 async def _prepared(

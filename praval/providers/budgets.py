@@ -8,9 +8,9 @@
 A model call inside the block, or inside a handler of a spore that came of it, is refused once the
 budget is spent, and gets no more time than is left. To let a budget follow its spores, give the
 Reef the interceptor: ``Reef(..., interceptors=[Budgets()])``. It travels in the header
-``praval-budget``. Within one process all branches share one account. On another host a branch
-knows what was spent when its spore left, and not what its sisters spend meanwhile: there the budget
-holds for each branch.
+``praval-budget``. Within one process all branches share one account. Each host has an account of
+its own, which learns from every spore that arrives what was spent elsewhere until that spore left;
+what branches on different hosts spend side by side is not added up.
 
 A request's own deadline (``reef.request(..., timeout=5)``) holds for the model calls of its handler
 without any of this.
@@ -52,6 +52,7 @@ class _Wire(msgspec.Struct, omit_defaults=True):
     deadline: float | None = None
     used_tokens: int = 0
     used_cost: float = 0.0
+    inside: _Wire | None = None
 
 
 class Budget:
@@ -113,18 +114,26 @@ class Budget:
         inner, outer = self.deadline, self.inside.ends if self.inside else None
         return min((end for end in (inner, outer) if end is not None), default=None)
 
+    def learn(self, used_tokens: int, used_cost: float) -> None:
+        """Take note of what was used elsewhere; what both sides know of is not added twice."""
+        with self._lock:
+            self.used_tokens = max(self.used_tokens, used_tokens)
+            self.used_cost = max(self.used_cost, used_cost)
+
     def header(self) -> str:
         """Return the budget as it travels in a spore's header."""
-        return msgspec.json.encode(
-            _Wire(
-                self.id,
-                self.tokens,
-                self.cost,
-                self.ends,
-                self.used_tokens,
-                self.used_cost,
-            )
-        ).decode()
+        return msgspec.json.encode(self._wire()).decode()
+
+    def _wire(self) -> _Wire:
+        return _Wire(
+            self.id,
+            self.tokens,
+            self.cost,
+            self.deadline,
+            self.used_tokens,
+            self.used_cost,
+            None if self.inside is None else self.inside._wire(),
+        )
 
     def __repr__(self) -> str:
         return (
@@ -208,23 +217,31 @@ class Budgets(Interceptor):
     async def handle(
         self, spore: Spore, agent: AgentDefinition, call_next: Callable[[Spore], Awaitable[Any]]
     ) -> Any:
-        """Handle the spore; its budget is found in its headers when a model is asked."""
+        """Handle the spore, after taking note of what its budget has spent elsewhere."""
+        if (text := spore.headers.get(HEADER)) is not None:
+            _arrived(text)
         return await call_next(spore)
 
 
 def _arrived(text: str) -> Budget | None:
     """Return the account of a budget that came in a header; one from elsewhere gets a new one."""
     try:
-        wire = msgspec.json.decode(text, type=_Wire)
-    except msgspec.DecodeError:
+        return _account(msgspec.json.decode(text, type=_Wire))
+    except (msgspec.DecodeError, RecursionError):
         return None  # not ours: headers of others survive, whatever is in them
+
+
+def _account(wire: _Wire) -> Budget:
     with _known_lock:
-        known = _known.get(wire.id)
-    if known is not None:
-        return known
-    limit = Budget(wire.tokens, wire.cost, wire.deadline, id=wire.id)
-    limit.used_tokens, limit.used_cost = wire.used_tokens, wire.used_cost
-    return _remember(limit)
+        limit = _known.get(wire.id)
+    if limit is None:
+        limit = Budget(wire.tokens, wire.cost, wire.deadline, id=wire.id)
+        limit.inside = None if wire.inside is None else _account(wire.inside)
+        limit = _remember(limit)
+    elif wire.inside is not None:
+        _account(wire.inside)
+    limit.learn(wire.used_tokens, wire.used_cost)
+    return limit
 
 
 def _remember(limit: Budget) -> Budget:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import time
 from collections.abc import Sequence
 from typing import Any, TypeVar, overload
 
@@ -10,7 +12,7 @@ import msgspec
 
 from praval.providers import registry
 from praval.providers.arguments import History, Prepared, prepared
-from praval.providers.asking import entered
+from praval.providers.asking import entered, pause_after
 from praval.providers.base import BaseProvider, plain_form
 from praval.providers.budgets import current_budget, remaining_time
 from praval.providers.choice import Names
@@ -268,7 +270,14 @@ def _answer_here(call: Call) -> Response:
         timeout=timeout or call.terms.settings.performance.timeout,
     )
     assert isinstance(candidate.found, BaseProvider)
-    answer = checked(candidate.found, plainly(candidate.found, request))
-    response = entered(answer, candidate)
+    guard = registry.guard_of(candidate.name, candidate.found)
+    for attempt in itertools.count(1):
+        try:
+            with guard.watched():
+                answer = plainly(candidate.found, request)
+            break
+        except Exception as error:  # noqa: BLE001 - raised there, unless it is tried again
+            time.sleep(pause_after(error, attempt, guard, call.terms))
+    response = entered(checked(candidate.found, answer), candidate)
     remember(call, response)
     return response

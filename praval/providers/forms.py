@@ -41,10 +41,7 @@ async def _in_a_thread(provider: Any, request: ChatRequest) -> object:
 def plainly(provider: Any, request: ChatRequest) -> object:
     """Call the provider's blocking ``chat``, here."""
     options = options_for(provider, request)
-    try:
-        return plain_form(provider)(as_dicts(request.messages), model=request.model, **options)
-    except StopIteration as error:  # no future can carry one
-        raise RuntimeError(f"{provider!r} raised StopIteration") from error
+    return plain_form(provider)(as_dicts(request.messages), model=request.model, **options)
 
 
 def takes_schemas(provider: BaseProvider) -> bool:

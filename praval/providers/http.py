@@ -8,14 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
-import logging
 import ssl
-import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -27,54 +22,16 @@ from praval.errors import (
     ProviderTimeoutError,
 )
 from praval.providers.base import RequestProvider
+from praval.providers.checks import check_defaults, check_headers, checked_key, checked_url
 from praval.providers.messages import ChatRequest, Response
 from praval.providers.refusals import quoted, refusal
-from praval.providers.sse import Event, EventDecoder
-from praval.tools.addresses import is_plaintext_to_others
+from praval.providers.sse import ANSWER_LIMIT, Event, EventDecoder
+from praval.providers.tls import has_http2, tls_context
 
 if TYPE_CHECKING:
     import httpx
 
 T = TypeVar("T")
-_tls_lock = threading.Lock()
-
-
-@functools.cache
-def _tls_context() -> ssl.SSLContext:
-    import anyio
-    import httpcore  # noqa: F401 - or the first request imports it on the loop: 0.1 s
-    import httpx
-
-    if _has_http2():
-        import h2.connection  # noqa: F401 - as above
-        import hpack
-
-        # at DEBUG it logs each header with its value, the key among them
-        logging.getLogger(hpack.__name__).setLevel(logging.INFO)
-    anyio.run(anyio.sleep, 0)  # as above: loads what anyio needs under asyncio
-
-    return httpx.create_ssl_context()
-
-
-@functools.cache
-def _has_http2() -> bool:
-    return find_spec("h2") is not None
-
-
-def tls_context() -> ssl.SSLContext:
-    """Return the TLS context that all providers share (slow when first made: not on a loop).
-
-    Raises:
-        ConfigurationError: httpx is not installed.
-    """
-    try:
-        with _tls_lock:
-            return _tls_context()
-    except ModuleNotFoundError as error:
-        raise ConfigurationError(
-            f"Models over HTTP need the package {error.name!r}, which is not installed. "
-            'Install it with: pip install "praval-asyncio[providers]"'
-        ) from error
 
 
 class Collector:
@@ -117,20 +74,16 @@ class HttpProvider(RequestProvider):
         max_tokens: int | None = None,
         allow_plaintext: bool = False,
     ) -> None:
-        self.base_url = _checked_url(base_url)
+        self.base_url = checked_url(base_url)
         self.model = model
         """What calls without ``model=`` use."""
-        _check_defaults(model, temperature, max_tokens)
+        check_defaults(model, temperature, max_tokens)
         self.temperature = temperature
         self.max_tokens = max_tokens
-        self._api_key = _checked_key(api_key)
+        self._api_key = checked_key(api_key)
         self._client: httpx.AsyncClient | None = None
         self._client_loop: asyncio.AbstractEventLoop | None = None
-        if self._api_key and not allow_plaintext and is_plaintext_to_others(self.base_url):
-            raise ConfigurationError(
-                f"The API key for {self.base_url} would travel unencrypted: use https, or "
-                "allow_plaintext=True in a network you trust."
-            )
+        check_headers(self.base_url, self.headers(), self._api_key, allow_plaintext)
 
     # -- what each vendor's provider writes ----------------------------------------------
 
@@ -165,14 +118,20 @@ class HttpProvider(RequestProvider):
         request = self.completed(request)
         content = self._encoded(self.body(request, stream=False))
         client = await self._open()
+
+        async def fetch() -> tuple[httpx.Response, bytes]:
+            asked = client.stream("POST", self.base_url + self.path, content=content)
+            async with asked as response:
+                return response, await self._body(response)
+
         async with self._errors(request.timeout):
-            response = await _finishing(client.post(self.base_url + self.path, content=content))
+            response, body = await _finishing(fetch())
         if response.status_code != 200:
-            raise self.refused(response.status_code, response.headers, response.content)
+            raise self.refused(response.status_code, response.headers, body)
         try:
-            return self.parse(msgspec.json.decode(response.content), request)
+            return self.parse(msgspec.json.decode(body), request)
         except (msgspec.DecodeError, RecursionError, LookupError) as error:
-            raise self._no_answer(error, response.content) from None
+            raise self._no_answer(error, body) from None
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[str | Response, None]:
         """Yield the answer's text as it arrives and, last, the whole as one Response.
@@ -190,13 +149,19 @@ class HttpProvider(RequestProvider):
         collector, decoder = self.collector(request), EventDecoder()
         headers = {"Accept": "text/event-stream"}
         async with contextlib.AsyncExitStack() as connection:
-            async with self._errors(request.timeout):
+
+            async def begin() -> httpx.Response:
                 url = self.base_url + self.path
                 asked = client.build_request("POST", url, content=content, headers=headers)
-                response = await _finishing(client.send(asked, stream=True))
+                response = await client.send(asked, stream=True)
+                # here, and not where it is awaited: whoever is cancelled there gets no response
                 connection.push_async_callback(_closed, response)
+                return response
+
+            async with self._errors(request.timeout):
+                response = await _finishing(begin())
                 if response.status_code != 200:
-                    body = await response.aread()
+                    body = await self._body(response)
                     raise self.refused(response.status_code, response.headers, body)
             pieces = response.aiter_bytes()
             while True:
@@ -291,6 +256,18 @@ class HttpProvider(RequestProvider):
                 sent=not isinstance(error, httpx.ConnectError),
             ) from error
 
+    async def _body(self, response: httpx.Response) -> bytes:
+        """Read an answer to its end; one without end would fill the memory."""
+        pieces, size = [], 0
+        async for piece in response.aiter_bytes():
+            pieces.append(piece)
+            size += len(piece)
+            if size > ANSWER_LIMIT:
+                raise ProviderProtocolError(
+                    f"{self.base_url} answered more than {ANSWER_LIMIT} bytes."
+                )
+        return b"".join(pieces)
+
     def _no_answer(self, error: Exception, body: bytes) -> ProviderProtocolError:
         excerpt = self.redacted(body.decode(errors="replace"))
         return ProviderProtocolError(
@@ -324,7 +301,7 @@ class HttpProvider(RequestProvider):
         limits = httpx.Limits(
             max_connections=100, max_keepalive_connections=100, keepalive_expiry=4.0
         )
-        return {"verify": context, "limits": limits, "http2": _has_http2()}
+        return {"verify": context, "limits": limits, "http2": has_http2()}
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.base_url}>"
@@ -362,46 +339,3 @@ def _seen(task: asyncio.Future[Any]) -> None:
     """Take note of an exception for which nobody waits any more."""
     if not task.cancelled():
         task.exception()
-
-
-def _checked_url(url: object) -> str:
-    if not isinstance(url, str):
-        raise ConfigurationError(f"base_url must be a string, not {type(url).__name__}.")
-    try:
-        parts = urlsplit(url.strip())
-        usable = bool(parts.scheme in ("http", "https") and parts.hostname and parts.port != 0)
-    except ValueError:
-        usable, parts = False, urlsplit("")
-    if not usable or parts.username or parts.password or parts.query or parts.fragment:
-        # not quoted: it may hold a password
-        raise ConfigurationError(
-            "base_url must look like https://host[:port]/path, without user, password, query and "
-            "fragment; a key goes into api_key."
-        )
-    return url.strip().rstrip("/")
-
-
-def _checked_key(key: object) -> str | None:
-    if key is None:
-        return None
-    if not isinstance(key, str):
-        raise ConfigurationError(f"api_key must be a string, not {type(key).__name__}.")
-    key = key.strip()
-    if not key.isascii() or not key.isprintable() or " " in key:
-        raise ConfigurationError("api_key must consist of printable ASCII without spaces.")
-    return key or None
-
-
-def _check_defaults(model: object, temperature: object, max_tokens: object) -> None:
-    if model is not None and (not isinstance(model, str) or not model.strip()):
-        raise ConfigurationError("A provider's model must be a non-empty string.")
-    if temperature is not None and not (
-        isinstance(temperature, int | float)
-        and not isinstance(temperature, bool)
-        and 0 <= temperature < 1e9
-    ):
-        raise ConfigurationError("A provider's temperature must be 0 or more.")
-    if max_tokens is not None and not (
-        isinstance(max_tokens, int) and not isinstance(max_tokens, bool) and max_tokens >= 1
-    ):
-        raise ConfigurationError("A provider's max_tokens must be 1 or more.")

@@ -15,7 +15,7 @@ import contextlib
 import random
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Annotated
 
 import msgspec
@@ -25,7 +25,6 @@ from praval.errors import (
     ConfigurationError,
     OverloadedError,
     ProviderConnectionError,
-    ProviderError,
     ProviderStatusError,
     ProviderTimeoutError,
 )
@@ -90,12 +89,22 @@ class Guard:
         Raises:
             CircuitOpenError: the provider is being left alone.
         """
-        self.circuit.enter()
-        try:
+        with self.watched():
             async with self.places.place():
                 await self.rate.turn()
                 yield
-        except asyncio.CancelledError:
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Do the same for a request that waits for no turn.
+
+        Raises:
+            CircuitOpenError: the provider is being left alone.
+        """
+        self.circuit.enter()
+        try:
+            yield
+        except (asyncio.CancelledError, KeyboardInterrupt):
             self.circuit.forget()
             raise
         except BaseException as error:
@@ -131,11 +140,6 @@ def is_passing(error: BaseException) -> bool:
 def is_failure(error: BaseException) -> bool:
     """Whether the provider is to blame: such errors open the circuit."""
     return isinstance(error, OverloadedError | ProviderConnectionError | ProviderTimeoutError)
-
-
-def may_help(error: BaseException) -> bool:
-    """Whether another provider may succeed where one failed so: all but bad arguments."""
-    return isinstance(error, ProviderError | TimeoutError)
 
 
 class Circuit:

@@ -7,8 +7,10 @@ from typing import NamedTuple
 
 from praval.errors import ProviderProtocolError
 
-LIMIT = 16 * 1024 * 1024
+EVENT_LIMIT = 16 * 1024 * 1024
 """Bytes that one event may have; a server that never ends a line cannot fill the memory."""
+ANSWER_LIMIT = 128 * 1024 * 1024
+"""Bytes that a whole answer may have, streamed or not."""
 
 
 class Event(NamedTuple):
@@ -22,27 +24,41 @@ class EventDecoder:
     """Feed it what arrives, in pieces of any size; characters may be split anywhere."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._rest = bytearray()
         self._name = ""
         self._data: list[str] = []
         self._size = 0
+        self._total = 0
         self._begun = False
 
     def feed(self, piece: bytes) -> Iterator[Event]:
         """Yield the events that this piece completes.
 
         Raises:
-            ProviderProtocolError: an event is larger than ``LIMIT``.
+            ProviderProtocolError: an event, or all of them, are larger than may be.
         """
-        lines, self._rest = _split(self._rest + piece)
-        if len(self._rest) + self._size > LIMIT:
-            raise ProviderProtocolError(f"The stream has an event of more than {LIMIT} bytes.")
+        self._total += len(piece)
+        if self._total > ANSWER_LIMIT:
+            raise ProviderProtocolError(f"The stream has more than {ANSWER_LIMIT} bytes.")
+        ended = self._rest.endswith(b"\r") or b"\n" in piece or b"\r" in piece
+        self._rest += piece
+        lines: list[bytes] = []
+        if ended:  # a long line in many pieces is not read anew with each of them
+            lines, rest = _split(bytes(self._rest))
+            self._rest = bytearray(rest)
         for line in lines:
             if not self._begun:
                 line = line.removeprefix(b"\xef\xbb\xbf")  # noqa: PLW2901 - a byte order mark
                 self._begun = True
             if (event := self._take(line)) is not None:
                 yield event
+        self._check_size(len(self._rest))
+
+    def _check_size(self, more: int) -> None:
+        if self._size + more > EVENT_LIMIT:
+            raise ProviderProtocolError(
+                f"The stream has an event of more than {EVENT_LIMIT} bytes."
+            )
 
     def _take(self, line: bytes) -> Event | None:
         if not line:
@@ -51,7 +67,8 @@ class EventDecoder:
         text = value.removeprefix(b" ").decode(errors="replace")
         if field == b"data":
             self._data.append(text)
-            self._size += len(value)
+            self._size += len(line) + 1
+            self._check_size(0)
         elif field == b"event":
             self._name = text
         return None

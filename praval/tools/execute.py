@@ -122,7 +122,7 @@ async def call_one(tool: Callee, arguments: str) -> ToolResult:
     scope = asyncio.timeout(tool.timeout)
     try:
         async with scope:
-            return ToolResult(await tool.run(arguments))
+            return ToolResult(_sendable(await tool.run(arguments)))
     except TimeoutError as error:
         if scope.expired():
             return ToolResult(f"{tool.name} took longer than {tool.timeout} s.", is_error=True)
@@ -133,4 +133,9 @@ async def call_one(tool: Callee, arguments: str) -> ToolResult:
 
 def _failed(tool: Callee, error: Exception) -> ToolResult:
     log.info("the tool %s failed: %r", tool.name, error)
-    return ToolResult(f"{type(error).__name__}: {error}", is_error=True)
+    return ToolResult(_sendable(f"{type(error).__name__}: {error}"), is_error=True)
+
+
+def _sendable(text: str) -> str:
+    """Replace what JSON cannot carry: halves of characters, as in names of files of old."""
+    return text.encode(errors="replace").decode()

@@ -510,6 +510,43 @@ async def test_a_budget_that_comes_from_another_host_holds_here(echo: Echo) -> N
         await reef.request("worker", {"type": "x"}, **options)
 
 
+async def test_what_was_spent_on_another_host_is_known_when_its_spore_comes_back(
+    echo: Echo,
+) -> None:
+    """The account at home learns of it, and so does that of the budget around it."""
+
+    @agent("home", provider="echo")
+    async def home(spore: Spore) -> str:
+        return await achat("?")
+
+    async with Reef(home, interceptors=[Budgets()]) as reef:
+        with budget(tokens=1_000) as outer, budget(tokens=100) as inner:
+            header = json.loads(inner.header())
+            assert (header["tokens"], header["inside"]["tokens"]) == (100, 1_000)
+            header["used_tokens"] = header["inside"]["used_tokens"] = 90
+            options = {"timeout": PATIENCE, "headers": {"praval-budget": json.dumps(header)}}
+        await reef.request("home", {"type": "x"}, **options)
+        with pytest.raises(RequestFailedError, match="100 tokens is spent"):
+            await reef.request("home", {"type": "x"}, **options)
+    assert (inner.used_tokens, outer.used_tokens) == (105, 105)
+
+
+async def test_the_budget_around_a_budget_travels_too(echo: Echo) -> None:
+    """On another host the outer one holds as well."""
+
+    @agent("worker", provider="echo")
+    async def worker(spore: Spore) -> str:
+        return await achat("?")
+
+    outer = {"id": "around", "tokens": 10}
+    header = json.dumps({"id": "within", "tokens": 1_000, "inside": outer})
+    async with Reef(worker) as reef:
+        options = {"timeout": PATIENCE, "headers": {"praval-budget": header}}
+        await reef.request("worker", {"type": "x"}, **options)
+        with pytest.raises(RequestFailedError, match="10 tokens is spent"):
+            await reef.request("worker", {"type": "x"}, **options)
+
+
 async def test_the_deadline_of_a_request_ends_its_model_calls() -> None:
     """The model is not paid for an answer that nobody waits for."""
     register_provider("slow", slow := Slow())

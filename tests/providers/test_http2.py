@@ -27,8 +27,8 @@ from praval.providers import (
     CohereProvider,
     OpenAICompatibleProvider,
     OpenAIProvider,
-    http,
     register_provider,
+    tls,
 )
 
 KEY = "sk-secret-over-tls"
@@ -118,9 +118,9 @@ async def serving(server: Http2Server, path: Path, alpn: list[str]) -> AsyncIter
 def trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A certificate that the providers' TLS context trusts during the test."""
     path, pem = certificate(tmp_path)
-    http.tls_context()  # imports what a client needs
+    tls.tls_context()  # imports what a client needs
     context = ssl.create_default_context(cadata=pem)
-    monkeypatch.setattr(http, "_tls_context", lambda: context)
+    monkeypatch.setattr(tls, "_tls_context", lambda: context)
     return path
 
 
@@ -174,7 +174,7 @@ async def test_a_tls_context_is_built_once_for_all_providers(
     """Whatever asks: it costs 24 ms and would hold up the loop."""
     import httpx
 
-    http._tls_context.cache_clear()
+    tls._tls_context.cache_clear()
     made: list[ssl.SSLContext] = []
     original = httpx.create_ssl_context
 

@@ -25,7 +25,7 @@ from praval.providers import (
     ProviderTimeoutError,
     register_provider,
 )
-from praval.providers.http import tls_context
+from praval.providers.tls import tls_context
 
 HELD = 60.0
 """Seconds that a call may take which the test ends long before."""

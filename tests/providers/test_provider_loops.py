@@ -8,9 +8,19 @@ from collections.abc import Coroutine
 from typing import Any
 
 import pytest
+from dialects import Compatible
 
 from praval import achat
-from praval.providers import BaseProvider, register_provider, registry
+from praval.providers import (
+    BaseProvider,
+    ChatRequest,
+    Message,
+    OpenAICompatibleProvider,
+    register_provider,
+    registry,
+)
+from praval.testing import ModelServer, Reply
+from praval.testing.model_server import PATIENCE
 
 
 class Connected(BaseProvider):
@@ -169,3 +179,30 @@ made: list[Connected] = []
 def make() -> Connected:
     made.append(Connected())
     return made[-1]
+
+
+async def test_a_stream_that_is_cancelled_just_as_it_begins_is_closed() -> None:
+    """The answer has arrived, and whoever waits for it is cancelled before it is taken."""
+    dialect = Compatible()
+    async with ModelServer(dialect) as server:
+        head, *_ = dialect.events(["a", "b"])
+        server.reply(Reply([head], ends="never"))
+        provider = OpenAICompatibleProvider(server.url, model="m")
+        client = await provider._open()
+        arrived = asyncio.Event()
+        send = client.send
+
+        async def sending(*args: Any, **options: Any) -> Any:
+            response = await send(*args, **options)
+            arrived.set()  # wakes this test before the one who waits for the response
+            return response
+
+        client.send = sending  # type: ignore[method-assign]
+        source = provider.stream(ChatRequest(messages=(Message("user", "?"),)))
+        first = asyncio.ensure_future(anext(source))
+        await arrived.wait()
+        first.cancel()
+        await asyncio.wait([first])
+        assert first.cancelled()
+        assert await asyncio.to_thread(server.deserted.acquire, timeout=PATIENCE)
+        await provider.aclose()

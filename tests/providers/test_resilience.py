@@ -28,6 +28,7 @@ from praval.providers import (
     Limits,
     Response,
     asking,
+    calls,
     configure_providers,
     register_provider,
 )
@@ -65,6 +66,7 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         seconds.append(delay)
 
     monkeypatch.setattr(asking.asyncio, "sleep", sleep)
+    monkeypatch.setattr(calls.time, "sleep", seconds.append)
     return seconds
 
 
@@ -434,6 +436,27 @@ def test_plain_code_has_all_of_it_too(slept: list[float]) -> None:
     register_provider("b", Faltering("b", OverloadedError("busy", 503)))
     assert chat("?", provider=["plain", "b"]) == "b"
     assert len(slept) == 1
+
+
+def test_a_plain_provider_in_plain_code_is_retried_and_left_alone_too(slept: list[float]) -> None:
+    """It is asked in the thread that calls chat(), behind the same guard."""
+    asked: list[threading.Thread] = []
+
+    class Plain(BaseProvider):
+        def chat(self, messages: Any, model: str | None = None) -> str:
+            asked.append(threading.current_thread())
+            if len(asked) == 2:
+                return "fine"
+            raise OverloadedError("busy", 503)
+
+    register_provider("plain", Plain(), limits=Limits(max_retries=1, failures=2))
+    assert chat("?", provider="plain") == "fine"
+    assert asked == [threading.current_thread()] * 2
+    with pytest.raises(OverloadedError):
+        chat("?", provider="plain")
+    with pytest.raises(CircuitOpenError):
+        chat("?", provider="plain")
+    assert (len(asked), len(slept)) == (4, 2)
 
 
 @pytest.mark.parametrize("chain", [[], ["a", ""], ["a", 5]])

@@ -209,6 +209,36 @@ async def test_failures_are_told_to_the_model(caller: Any) -> None:
         assert expected in content
 
 
+async def test_a_plain_tool_that_raises_stop_iteration_does_not_hang_the_call(caller: Any) -> None:
+    """No future can carry one."""
+    model = caller([("take", "{}")], "Empty.")
+
+    def take() -> int:
+        return next(iter([]))
+
+    assert await achat("Go.", provider="caller", tools=[take], timeout=10) == "Empty."
+    ((said, is_error),) = model.results
+    assert is_error
+    assert "StopIteration" in said
+
+
+async def test_what_tools_say_can_always_be_sent(caller: Any) -> None:
+    """Also the names of files that are no UTF-8, in results and in errors."""
+    model = caller([("look", "{}"), ("fail", "{}")], "Fine.")
+
+    def look() -> str:
+        return "caf\udce9.txt"
+
+    def fail() -> str:
+        raise FileNotFoundError("caf\udce9.txt")
+
+    assert await achat("Go.", provider="caller", tools=[look, fail]) == "Fine."
+    assert model.results == [
+        ("caf?.txt", False),
+        ("FileNotFoundError: caf?.txt", True),
+    ]
+
+
 async def test_cancelling_a_call_cancels_its_tools(caller: Any) -> None:
     """Nothing goes on behind one's back."""
     caller([("wait", "{}")], "never")

@@ -16,8 +16,8 @@ from praval.core.transport import Callback, Confirmation, MessageTransport, Subs
 from praval.errors import (
     TopicError,
 )
-from praval_transports.base import Link
 from praval_transports.dispatch import Listening
+from praval_transports.link import Link
 from praval_transports.local import LocalIncoming
 from praval_transports.message import Incoming, Outgoing
 from tests.transports.local_harness import NetworkedLocal

@@ -15,9 +15,9 @@ from praval.errors import (
     TransportClosedError,
     TransportConnectionError,
 )
-from praval_transports.base import Link
 from praval_transports.config import Address
 from praval_transports.dispatch import Listening
+from praval_transports.link import Link
 from praval_transports.local import LocalConfig, LocalLink, LocalTransport
 from tests.transports.broken import Configured, breaks
 from tests.transports.local_harness import NetworkedLocal

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from praval.errors import TransportConnectionError, TransportError
-from praval_transports.base import Link
 from praval_transports.config import Address
+from praval_transports.link import Link
 from praval_transports.redis import RedisTransport
 from tests.transports.broken import breaks
 

@@ -11,9 +11,9 @@ from typing import Any, Self
 
 from praval.errors import TransportConnectionError
 from praval.testing.transports import Broker, Network, TransportHarness
-from praval_transports.base import Link
 from praval_transports.config import Address
 from praval_transports.dispatch import Listening
+from praval_transports.link import Link
 from praval_transports.local import LocalLink, LocalTransport, _buses
 from praval_transports.message import Outgoing
 

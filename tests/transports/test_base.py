@@ -30,9 +30,10 @@ from praval.errors import (
 )
 from praval.testing import VirtualClock
 from praval_transports import base
-from praval_transports.base import BrokerTransport, Link
+from praval_transports.base import BrokerTransport
 from praval_transports.config import Address, BrokerConfig
 from praval_transports.dispatch import Listening
+from praval_transports.link import Link
 from praval_transports.message import Incoming, Outgoing
 
 SECRET = "s3cr3t"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -630,7 +631,7 @@ class StrictMosquitto(Mosquitto):
         limited = settings.read_text().replace(
             "password_file", f"acl_file {rights}\npassword_file", 1
         )
-        settings.write_text(f"max_packet_size 5000\n{limited}")
+        settings.write_text(re.sub(r"max_packet_size \d+", "max_packet_size 5000", limited))
         self.own()
 
 

@@ -1,9 +1,10 @@
 """What all transports over a connection share, so that a protocol's file is only its protocol.
 
-A :class:`Link` is one live connection to one broker. It is made, used until it is lost, and thrown
-away: nothing of it is repaired. A :class:`BrokerTransport` owns the link: it connects, notices that
-it is lost, connects anew (the next broker, later and later), subscribes again, and sends again what
-was not confirmed. What comes in is in :mod:`praval_transports.dispatch`.
+A :class:`~praval_transports.link.Link` is one live connection to one broker. It is made, used
+until it is lost, and thrown away: nothing of it is repaired. A :class:`BrokerTransport` owns the
+link: it connects (:mod:`praval_transports.brokers`), notices that it is lost, connects anew,
+subscribes again, and sends again what was not confirmed. What comes in is in
+:mod:`praval_transports.dispatch`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import contextlib
 import logging
 import random
 import ssl
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -33,57 +34,16 @@ from praval.errors import (
     TransportError,
     TransportTimeoutError,
 )
+from praval_transports.brokers import SLOWEST, Brokers
 from praval_transports.config import Address, BrokerConfig, read_config
 from praval_transports.dispatch import Listening
+from praval_transports.link import Link
 from praval_transports.message import Counts, Outgoing, pack
 
 log = logging.getLogger("praval.transport")
 
 C = TypeVar("C", bound=BrokerConfig)
 T = TypeVar("T")
-SLOWEST = 60
-"""The longest wait between attempts to reconnect, in first waits."""
-
-
-class Link(ABC):
-    """One live connection. Once it is lost it stays lost.
-
-    Whatever of it is awaited when it is lost must end with TransportConnectionError; the
-    transport's time-outs are only the second line.
-    """
-
-    def __init__(self) -> None:
-        self.lost: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
-        """Done when the connection is; says why."""
-
-    def lose(self, error: Exception) -> None:
-        """Note that the connection is gone. Call it whenever that is noticed, from the loop."""
-        if not self.lost.done():
-            self.lost.set_result(error)
-
-    @abstractmethod
-    async def send(self, message: Outgoing) -> bool | None:
-        """Publish; return after the broker's confirmation whether it was routed (None: unknown)."""
-
-    async def bury(self, message: Outgoing) -> None:
-        """Publish a dead letter, so that it is kept even while nobody listens."""
-        await self.send(message)
-
-    async def blocked(self) -> bool:
-        """Whether the broker has said that it takes nothing for now: its silence is no loss."""
-        return False
-
-    @abstractmethod
-    async def listen(self, listening: Listening) -> None:
-        """Let ``listening.receive(...)`` get the messages; return when the broker knows."""
-
-    @abstractmethod
-    async def leave(self, listening: Listening, *, drop_group: bool) -> None:
-        """Let nothing more come in for it; what is being handled can still be acknowledged."""
-
-    @abstractmethod
-    async def close(self) -> None:
-        """Disconnect. May be called when lost, and is given ``close_timeout`` at most."""
 
 
 class BrokerTransport(MessageTransport, Generic[C]):
@@ -102,13 +62,12 @@ class BrokerTransport(MessageTransport, Generic[C]):
         self.counts = Counts()
         self._state: str = "new"
         self._link: Link | None = None
-        self._address: Address | None = None
+        self._brokers: Brokers
         self._error: Exception | None = None
         self._changed: asyncio.Future[None]
         self._listenings: list[Listening] = []
         self._listen_lock = asyncio.Lock()
         self._supervisor: asyncio.Task[None] | None = None
-        self._next_broker = 0
         self._leaving: asyncio.Future[None] | None = None
         self._started: set[asyncio.Task[None]] = set()
 
@@ -141,10 +100,11 @@ class BrokerTransport(MessageTransport, Generic[C]):
         )
         self.config = read  # type: ignore[assignment]  # config_type is that of C
         self._tls = await asyncio.to_thread(client_context, read) if read.encrypted else None
+        self._brokers = Brokers(read, self._connect)
         self._state = "connecting"
         self._changed = asyncio.get_running_loop().create_future()
         try:
-            self._use(await self._connect_to_any())
+            self._use(await self._brokers.any())
         except BaseException:
             self._state = "new"
             raise
@@ -197,7 +157,7 @@ class BrokerTransport(MessageTransport, Generic[C]):
             error = await asyncio.shield(self._link.lost)
             lived = loop.time() - since
             link, self._link, self._error = self._link, None, error
-            log.warning("%s: lost %s: %s", self.protocol, self._address, error)
+            log.warning("%s: lost %s: %s", self.protocol, self._brokers.address, error)
             for listening in self._listenings:
                 listening.forget()
             await self._discard(link)
@@ -206,15 +166,19 @@ class BrokerTransport(MessageTransport, Generic[C]):
             else:  # lost as soon as it is made: what loses it may do so again, and again
                 await asyncio.sleep(delay * random.uniform(0.5, 1.0))
                 delay = min(delay * 2, SLOWEST * shortest)
-            fresh = await self._reconnect()
+            fresh = await self._brokers.sooner_or_later(self._not_yet)
             self.counts.reconnects += 1
             try:
                 await self._listen_again(fresh)
             except BaseException:
                 await self._discard(fresh)
                 raise
-            log.info("%s: connected to %s again", self.protocol, self._address)
+            log.info("%s: connected to %s again", self.protocol, self._brokers.address)
             self._use(fresh)
+
+    def _not_yet(self, error: TransportError, delay: float) -> None:
+        self._error = error
+        log.warning("%s: %s Trying again in about %.1f s.", self.protocol, error, delay)
 
     def _supervisor_ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -222,18 +186,6 @@ class BrokerTransport(MessageTransport, Generic[C]):
             self._error = TransportConnectionError(f"The transport broke down: {error!r}.")
             self._state = "closed"
             self._wake()
-
-    async def _reconnect(self) -> Link:
-        delay = self.config.reconnect_delay
-        while True:
-            try:
-                return await self._connect_to_any()
-            except TransportError as error:
-                self._error = error
-                log.warning("%s: %s Trying again in about %.1f s.", self.protocol, error, delay)
-            # jitter: many clients of one broker must not come back in step
-            await asyncio.sleep(delay * random.uniform(0.5, 1.0))
-            delay = min(delay * 2, SLOWEST * self.config.reconnect_delay)
 
     async def _listen_again(self, link: Link) -> None:
         async with self._listen_lock:
@@ -245,20 +197,6 @@ class BrokerTransport(MessageTransport, Generic[C]):
                     link.lose(error)  # the next round will do better, or say so
                     return
                 listening.link = link
-
-    async def _connect_to_any(self) -> Link:
-        """Try each broker once; the error is the first one's."""
-        errors: list[TransportError] = []
-        for address in self._brokers():
-            try:
-                link = await self._connect(address)
-            except TransportError as error:
-                errors.append(error)
-                continue
-            self._address = address
-            self._next_broker = self.config.addresses.index(address) + 1
-            return link
-        raise errors[0]
 
     async def _connect(self, address: Address) -> Link:
         limit = self.config.connect_timeout
@@ -278,14 +216,6 @@ class BrokerTransport(MessageTransport, Generic[C]):
             if self._tls is not None and isinstance(error, (ConnectionResetError, BrokenPipeError)):
                 why = f"{HUNG_UP} ({why})"
             raise TransportConnectionError(f"No connection to {address}: {why}.") from error
-
-    def _brokers(self) -> Sequence[Address]:
-        addresses = self.config.addresses
-        if self.config.load_balancing == "random":
-            return random.sample(addresses, len(addresses))
-        in_turn = self.config.load_balancing == "round_robin"
-        first = self._next_broker % len(addresses) if in_turn else 0
-        return [*addresses[first:], *addresses[:first]]
 
     def _use(self, link: Link) -> None:
         self._link, self._error = link, None
@@ -368,11 +298,11 @@ class BrokerTransport(MessageTransport, Generic[C]):
                 link.lose(error)
             except OSError as error:  # TimeoutError is one: a broker that is silent is gone
                 self._error = TransportConnectionError(
-                    f"{self._address} did not answer: {str(error) or 'confirm_timeout'}."
+                    f"{self._brokers.address} did not answer: {str(error) or 'confirm_timeout'}."
                 )
                 if await link.blocked():
                     self._error = TransportConnectionError(
-                        f"{self._address} takes no messages for now: it is short of memory or disk."
+                        f"{self._broker} takes no messages for now: it is short of memory or disk."
                     )
                 else:
                     link.lose(self._error)
@@ -497,10 +427,15 @@ class BrokerTransport(MessageTransport, Generic[C]):
         counts = {name: getattr(self.counts, name) for name in self.counts.__struct_fields__}
         return Health(
             state,  # type: ignore[arg-type]
-            broker=None if self._address is None else str(self._address),
+            broker=self._broker,
             error=None if self._error is None else str(self._error),
             **counts,
         )
 
+    @property
+    def _broker(self) -> str | None:
+        address = None if self._state == "new" else self._brokers.address
+        return None if address is None else str(address)
+
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._state} {self._address or ''}>"
+        return f"<{type(self).__name__} {self._state} {self._broker or ''}>"

@@ -34,7 +34,7 @@ from praval_transports.message import (
 )
 
 if TYPE_CHECKING:
-    from praval_transports.base import Link
+    from praval_transports.link import Link
 
 log = logging.getLogger("praval.transport")
 

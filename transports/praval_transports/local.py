@@ -21,9 +21,10 @@ from weakref import WeakKeyDictionary
 from praval.core.topics import Topic, dotted, matches, parse_topic
 from praval.core.transport import Capabilities
 from praval.errors import TransportConnectionError
-from praval_transports.base import BrokerTransport, Link
+from praval_transports.base import BrokerTransport
 from praval_transports.config import Address, BrokerConfig
 from praval_transports.dispatch import Listening
+from praval_transports.link import Link
 from praval_transports.message import Incoming, Outgoing
 
 NO_NETWORK = "there is no network here."

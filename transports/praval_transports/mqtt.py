@@ -48,9 +48,10 @@ import msgspec
 from praval.core.topics import ONE, dotted, parse_topic
 from praval.core.transport import Capabilities
 from praval.errors import TransportConnectionError
-from praval_transports.base import BrokerTransport, Link
+from praval_transports.base import BrokerTransport
 from praval_transports.config import Address, BrokerConfig
 from praval_transports.dispatch import Listening
+from praval_transports.link import Link
 from praval_transports.message import Outgoing
 from praval_transports.mqtt_codec import FOREVER, Packed
 from praval_transports.mqtt_connection import Connection

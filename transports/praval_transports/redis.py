@@ -43,9 +43,10 @@ from praval.core.topics import dotted, has_wildcard, parse_topic
 from praval.core.transport import Capabilities
 from praval.errors import ConfigurationError, TransportConnectionError, TransportError
 from praval_transports import redis_scripts as scripts
-from praval_transports.base import BrokerTransport, Link
+from praval_transports.base import BrokerTransport
 from praval_transports.config import Address, BrokerConfig, Count, Seconds
 from praval_transports.dispatch import Listening
+from praval_transports.link import Link
 from praval_transports.message import Outgoing
 from praval_transports.redis_reader import BODY, Member, Reader
 from praval_transports.redis_wire import NoRoomError, Wire

@@ -24,9 +24,10 @@ from uuid import uuid4
 
 from praval.core.topics import Topic, dotted, matches
 from praval.errors import TransportConnectionError, TransportUnsupportedError
-from praval_transports.base import BrokerTransport, Link
+from praval_transports.base import BrokerTransport
 from praval_transports.config import Address, BrokerConfig
 from praval_transports.dispatch import Listening
+from praval_transports.link import Link
 from praval_transports.message import Incoming, Outgoing
 from praval_transports.stomp_connection import Connection
 from praval_transports.stomp_headers import AGAIN, MARKER, read_headers, write_headers
