@@ -36,6 +36,8 @@ from praval.tools.tool import as_tool, granted_to
 
 MAX_ROUNDS = 20
 """Rounds of tool calls in one chat call; a model that wants more runs in a circle."""
+ONCE = "once/"
+"""How the scope of a call begins that nothing could ever resume."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +208,7 @@ def _scope(call: Call, opening: tuple[Message, ...], tools: list[str]) -> str:
         return f"spore/{posted.header.id}/{call.agent}/{digest}"
     if call.history_key is not None:
         return f"conversation/{'/'.join(call.history_key)}/{digest}"
-    return f"once/{new_id()}"
+    return f"{ONCE}{new_id()}"
 
 
 async def _resumed(desk: _Desk) -> tuple[Message, ...] | None:
@@ -228,7 +230,12 @@ async def _with_results(desk: _Desk, messages: tuple[Message, ...]) -> tuple[Mes
     if desk.approvals is not None:
         conversation = msgspec.json.encode(messages)
         gate = Gate(desk.approvals, desk.scope, desk.agent, turn, conversation)
-    results = await call_all(desk.tools, [(each.name, each.arguments) for each in calls], gate)
+    try:
+        results = await call_all(desk.tools, [(each.name, each.arguments) for each in calls], gate)
+    except BaseException:
+        if gate is not None and gate.scope.startswith(ONCE):
+            await gate.approvals.withdraw(gate.scope)
+        raise
     return (
         *messages,
         *(

@@ -24,8 +24,8 @@ from praval.plugins import near
 from praval.settings import current_settings
 
 T = TypeVar("T")
-State = Literal["pending", "approved", "denied", "done", "failed"]
-""""done" and "failed": approved, and called since."""
+State = Literal["pending", "approved", "denied", "done", "failed", "withdrawn"]
+""""done" and "failed": approved, and called since; "withdrawn": nobody waited any more."""
 
 FILE = "approvals.sqlite"
 POLL = 0.25
@@ -189,6 +189,18 @@ class Approvals:
 
         await self._do(forget)
 
+    async def withdraw(self, scope: str) -> None:
+        """Take back what was asked in a scope that nobody will come back to."""
+
+        def forget(db: sqlite3.Connection) -> None:
+            db.execute("DELETE FROM paused WHERE scope = ?", (scope,))
+            db.execute(
+                "UPDATE approvals SET state = 'withdrawn' WHERE scope = ? AND state = 'pending'",
+                (scope,),
+            )
+
+        await self._do(forget)
+
     # -- inside --------------------------------------------------------------------------
 
     async def _do(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -214,6 +226,8 @@ class Approvals:
             (state, time.time(), by, note, id),
         )
         approval = self._find(db, id)
+        if approval.state == "withdrawn":
+            raise ApprovalError(f"Nobody waits for the answer to {id!r} any more.")
         if not changed.rowcount:
             who = f" by {approval.decided_by}" if approval.decided_by else ""
             raise ApprovalError(f"The question {id!r} was answered already{who}: {approval.state}.")

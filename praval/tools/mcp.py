@@ -43,7 +43,8 @@ class MCPTool:
     def __init__(self, server: MCPServer, name: str, description: str, parameters: Any) -> None:
         self.server = server
         self.remote_name = name
-        self.name = checked_name(server.prefix + name)
+        # servers may use dots and slashes, models' vendors do not
+        self.name = checked_name(re.sub("[^a-zA-Z0-9_-]", "_", server.prefix + name)[:64])
         self.description = description
         self.parameters: dict[str, Any] = parameters
         self.timeout = server.timeout
@@ -214,6 +215,7 @@ class _Session:
         # a context of its own: the connection outlives the handler that was the first to ask
         loop = asyncio.get_running_loop()
         self.task = loop.create_task(self._live(), name="praval-mcp", context=contextvars.Context())
+        self.task.add_done_callback(self._ended)
         if has_background_loop() and background_loop() is loop:
             at_background_exit(self.end)
 
@@ -228,6 +230,8 @@ class _Session:
     async def end(self) -> None:
         """Close the connection and wait for it."""
         self.closing.set()
+        if not self.connected.done():
+            self.task.cancel()
         await asyncio.wait([self.task])
 
     async def _live(self) -> None:
@@ -244,13 +248,16 @@ class _Session:
                 await self.closing.wait()
         except Exception as error:  # noqa: BLE001 - told to whoever waits; nobody else can be
             if not self.connected.done():
-                failure = ToolError(f"{self.server!r} cannot be used: {error!r}.")
+                failure = ToolError(f"{self.server!r} cannot be used: {_innermost(error)!r}.")
                 failure.__cause__ = error
                 self.connected.set_exception(failure)
                 self.connected.exception()  # nobody may be waiting any more
-        finally:
-            if not self.connected.done():
-                self.connected.cancel()
+
+    def _ended(self, _: asyncio.Task[None]) -> None:
+        if not self.connected.done():
+            failure = ToolError(f"{self.server!r} was closed before it was connected.")
+            self.connected.set_exception(failure)
+            self.connected.exception()  # as above
 
     async def _client(self, stack: contextlib.AsyncExitStack) -> Client:
         try:
@@ -284,6 +291,13 @@ def _make_client(server: MCPServer, stack: contextlib.AsyncExitStack) -> Client:
     )
     stack.push_async_callback(http.aclose)
     return Client(streamable_http_client(server.target, http_client=http))
+
+
+def _innermost(error: Exception) -> Exception:
+    """Return what a group that has nothing else is about."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        (error,) = error.exceptions
+    return error
 
 
 def _is_lost(error: Exception) -> bool:

@@ -45,6 +45,12 @@ def die() -> str:
     os._exit(1)
 
 
+@server.tool(name="files.read")
+def read(path: str) -> str:
+    """Read a file."""
+    return f"what is in {path}"
+
+
 if len(sys.argv) > 1:
     server.run("streamable-http", host="127.0.0.1", port=int(sys.argv[1]))
 else:

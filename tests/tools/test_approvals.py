@@ -162,6 +162,21 @@ async def test_a_cancelled_wait_leaves_the_question_and_the_next_run_goes_on(
     assert (paid, len(model.requests)) == ([5], 2)
 
 
+async def test_a_question_is_withdrawn_when_nobody_can_come_back_for_its_answer(
+    caller: Any, paid: list[int]
+) -> None:
+    """A call outside of handlers and conversations has no name under which it could go on."""
+    caller([("pay", '{"amount": 5}')], "Done.")
+    asking = asyncio.create_task(achat("Go.", provider="caller", tools=["pay"]))
+    asked = await question()
+    asking.cancel()
+    await asyncio.wait([asking])
+    assert asking.cancelled()
+    assert await Approvals().pending() == []
+    with pytest.raises(ApprovalError, match="Nobody waits"):
+        await Approvals().approve(asked.id)
+
+
 async def test_a_call_that_was_made_before_the_process_died_is_not_made_again(
     caller: Any, paid: list[int]
 ) -> None:

@@ -158,9 +158,34 @@ async def test_a_server_that_cannot_be_reached_says_so(caller: Any) -> None:
         (MCPServer("http://127.0.0.1:9/mcp"), "cannot be used"),
         (MCPServer(STDIO, only=["ad"]), "has no tool ad"),
     ]:
-        with pytest.raises(ToolError, match=said):
+        with pytest.raises(ToolError, match=said) as caught:
             await achat("Go.", provider="caller", tools=[server])
+        assert "TaskGroup" not in str(caught.value), "the reason is hidden in a group"
         await server.aclose()
+
+
+async def test_a_name_that_no_model_could_call_is_made_one(caller: Any) -> None:
+    """Dots are usual among servers; the server hears its own name."""
+    model = caller([("files_read", '{"path": "a.txt"}')], "Read.")
+    async with MCPServer(STDIO, only=["files.read"]) as server:
+        assert await achat("Go.", provider="caller", tools=[server]) == "Read."
+    assert model.results == [("what is in a.txt", False)]
+
+
+@pytest.mark.parametrize("has_begun", [False, True])
+async def test_a_server_that_says_nothing_can_be_closed(has_begun: bool, tmp_path: Path) -> None:
+    """At once, and not when the time to connect is over; who waits for it is told."""
+    sign = tmp_path / "begun"
+    code = f"import pathlib, sys; pathlib.Path({str(sign)!r}).touch(); sys.stdin.read()"
+    server = MCPServer([sys.executable, "-c", code])
+    asking = asyncio.create_task(server.tools())
+    await asyncio.sleep(0)
+    async with asyncio.timeout(PATIENCE):
+        while has_begun and not await asyncio.to_thread(sign.exists):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        await server.aclose()
+        with pytest.raises(ToolError, match="closed before it was connected"):
+            await asking
 
 
 async def test_two_servers_with_the_same_tools_need_a_prefix(caller: Any) -> None:
