@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import contextvars
 import functools
 import os
 import threading
@@ -271,19 +272,32 @@ def refuse_on_loop(name: str, twin: str) -> None:
 
 
 async def in_thread(function: Callable[..., T], /, *args: Any) -> T:
-    """Run a blocking function in a worker thread: the Reef's when there is one.
+    """Run a blocking function in a worker thread: the Reef's, or else one of its own.
 
-    A cancelled waiter leaves at once; the thread goes on (a thread cannot be killed).
+    Not in one of the loop's executor: a few functions that hang would keep everything else from
+    being run there, names of hosts from being looked up, and ``asyncio.run`` from returning. A
+    cancelled waiter leaves at once; the thread goes on (a thread cannot be killed).
     """
+    loop = asyncio.get_running_loop()
     threads = worker_threads.get()
-    if threads is None or owner_loop.get() is not running_loop():
-        return await asyncio.to_thread(_carried, function, *args)
-    result: T = await threads.run(function, *args)
-    return result
+    if threads is not None and owner_loop.get() is loop:
+        result: T = await threads.run(function, *args)
+        return result
+    future: asyncio.Future[T] = loop.create_future()
+    work = functools.partial(contextvars.copy_context().run, _settle, future, function, *args)
+    threading.Thread(target=work, name="praval-call", daemon=True).start()
+    return await future
 
 
-def _carried(function: Callable[..., T], *args: Any) -> T:
+def _settle(future: asyncio.Future[T], function: Callable[..., T], *args: Any) -> None:
+    """Call the function and carry its result, or whatever it raises, to the future's loop."""
     try:
-        return function(*args)
+        outcome = functools.partial(future.set_result, function(*args))
     except StopIteration as error:  # no future can carry one: its waiter would wait for ever
-        raise RuntimeError(f"{function!r} raised StopIteration") from error
+        failure = RuntimeError(f"{function!r} raised StopIteration")
+        failure.__cause__ = error
+        outcome = functools.partial(future.set_exception, failure)
+    except BaseException as error:  # noqa: BLE001 - as above
+        outcome = functools.partial(future.set_exception, error)
+    with contextlib.suppress(RuntimeError):  # the loop is gone, and with it who waited
+        future.get_loop().call_soon_threadsafe(lambda: future.done() or outcome())

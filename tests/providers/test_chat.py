@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -94,6 +96,55 @@ async def test_plain_providers_run_side_by_side_under_achat() -> None:
     register_provider("meeting", Meeting())
     answers = await asyncio.gather(*(achat("Hello", provider="meeting") for _ in range(2)))
     assert sorted(answers) == ["met 0", "met 1"]
+
+
+async def test_plain_providers_that_hang_hold_up_nothing_else() -> None:
+    """Neither each other, nor what the loop has done in its own threads."""
+    go_on = threading.Event()
+    begun = threading.Semaphore(0)
+
+    class Hanging(BaseProvider):
+        def chat(self, messages: Any, model: str | None = None) -> str:
+            begun.release()
+            go_on.wait()
+            return "at last"
+
+    register_provider("hanging", Hanging())
+    calls = [asyncio.create_task(achat("?", provider="hanging")) for _ in range(50)]
+    try:
+        async with asyncio.timeout(10):
+            for _ in calls:
+                await asyncio.to_thread(begun.acquire)
+    finally:
+        go_on.set()
+    assert await asyncio.gather(*calls) == ["at last"] * 50
+
+
+def test_a_program_ends_though_a_plain_provider_hangs() -> None:
+    """It was given up; its thread keeps nobody."""
+    script = """
+import asyncio, threading
+from praval import achat
+from praval.providers import BaseProvider, ProviderTimeoutError, register_provider
+
+class Hanging(BaseProvider):
+    def chat(self, messages, model=None):
+        threading.Event().wait()
+
+register_provider("hanging", Hanging())
+try:
+    asyncio.run(achat("?", provider="hanging", timeout=0.1))
+except ProviderTimeoutError:
+    print("given up")
+"""
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (run.stdout, run.stderr, run.returncode) == ("given up\n", "", 0)
 
 
 class MyError(Exception):
