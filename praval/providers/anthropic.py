@@ -100,6 +100,10 @@ class AnthropicProvider(HttpProvider):
         """Return the headers of key and version."""
         return {**super().headers(), "anthropic-version": self.api_version}
 
+    def fingerprint(self) -> str:
+        """Also the version: it decides on what is sent of the request."""
+        return f"{super().fingerprint()} {self.api_version}"
+
     def body(self, request: ChatRequest, *, stream: bool) -> dict[str, Any]:
         """Return the JSON of a message."""
         if request.options.get("stream"):

@@ -16,10 +16,12 @@ import pytest
 from praval import achat, astream, configure, tool
 from praval.errors import ConfigurationError
 from praval.providers import (
+    AnthropicProvider,
     BaseProvider,
     ChatRequest,
     Image,
     OpenAICompatibleProvider,
+    OpenAIProvider,
     Response,
     Usage,
     cache,
@@ -142,6 +144,18 @@ def test_the_key_covers_every_field_of_a_request_and_of_a_provider() -> None:
     assert len(keys) == 2 + len(changes) + 4
     later = ChatRequest(messages=base.messages, timeout=5.0)
     assert cache.key_of("p", provider, later) == cache.key_of("p", provider, base)
+
+
+def test_what_a_provider_of_a_vendor_makes_of_a_request_is_part_of_the_key() -> None:
+    """Its API, and the version of that."""
+    request = ChatRequest(messages=(Message("user", "?"),))
+    providers = (
+        OpenAIProvider("k"),
+        OpenAIProvider("k", api="responses"),
+        AnthropicProvider("k"),
+        AnthropicProvider("k", api_version="2023-06-01"),
+    )
+    assert len({cache.key_of("p", each, request) for each in providers}) == len(providers)
 
 
 async def test_an_answer_that_was_cut_off_is_not_kept() -> None:
