@@ -434,7 +434,7 @@ class BrokerTransport(MessageTransport, Generic[C]):
 
     @property
     def _broker(self) -> str | None:
-        address = None if self._state == "new" else self._brokers.address
+        address = self._brokers.address if hasattr(self, "_brokers") else None
         return None if address is None else str(address)
 
     def __repr__(self) -> str:
