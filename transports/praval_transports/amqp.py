@@ -25,9 +25,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 
 import aio_pika
 import aiormq
@@ -38,14 +38,12 @@ from aiormq.abc import DeliveredMessage
 from praval.core.topics import Topic, dotted, parse_topic
 from praval.core.transport import Capabilities
 from praval.errors import (
-    ConfigurationError,
     PravalError,
     TransportConnectionError,
     TransportError,
     TransportUnsupportedError,
 )
 from praval_transports.amqp_connection import (
-    FAREWELL,
     AMQPConfig,
     Connection,
     check_headers,
@@ -54,15 +52,17 @@ from praval_transports.amqp_connection import (
     refusal,
     said,
 )
-from praval_transports.base import BrokerTransport, Link
+from praval_transports.amqp_wire import FAREWELL
+from praval_transports.base import BrokerTransport
 from praval_transports.config import Address
 from praval_transports.dispatch import Listening
+from praval_transports.link import Link
 from praval_transports.message import Incoming, Outgoing
+
+T = TypeVar("T")
 
 PRIORITIES = 10
 ARGUMENTS: dict[str, Any] = {"x-queue-type": "classic", "x-max-priority": PRIORITIES}
-LONGEST_NAME = 255
-"""Bytes of a queue's name."""
 LONGEST_EXPIRATION = 2**32
 """Milliseconds that RabbitMQ's timers count to; what lives longer does not expire there."""
 
@@ -108,6 +108,7 @@ class AMQPLink(Link):
         self._consumers: dict[Listening, str] = {}
         """The tag of each."""
         self._tags = count(1)
+        self._publications: set[asyncio.Task[Any]] = set()
         self._waiting: set[asyncio.Timeout] = set()
         """What has to end when the link is lost: aiormq leaves some of it waiting for ever."""
         self.lost.add_done_callback(self._end_waiting)
@@ -163,7 +164,10 @@ class AMQPLink(Link):
         finally:
             for connection in connections:
                 connection.cut()
-        await closing
+            for publication in self._publications:
+                publication.cancel()
+            # soon, now; nothing of aiormq may outlive us
+            await asyncio.wait([closing, *self._publications])
 
     def _closed(self, closing: asyncio.Future[Any]) -> None:
         """Note that a connection or a channel has ended."""
@@ -221,20 +225,31 @@ class AMQPLink(Link):
         )
         outlet = self._outlets[hash(key) % len(self._outlets)]
         async with self._alive():
+            await outlet.connection.ready()  # it is not while the broker blocks publishers
+            publication = outlet.basic_publish(
+                message.body,
+                exchange=self._config.exchange_name,
+                routing_key=key,
+                properties=properties,
+                mandatory=True,
+                wait=False,  # for the socket: the confirmation is what counts
+            )
             try:
-                await outlet.connection.ready()  # it is not while the broker blocks publishers
-                answer = await outlet.basic_publish(
-                    message.body,
-                    exchange=self._config.exchange_name,
-                    routing_key=key,
-                    properties=properties,
-                    mandatory=True,
-                    wait=False,  # for the socket: the confirmation is what counts
-                )
+                answer = await self._shielded(publication)
             except (aiormq.ChannelPreconditionFailed, aiormq.ChannelAccessRefused) as error:
                 self.lose(closed(error))  # the channel is
                 raise refusal(error, message) from error
         return not isinstance(answer, DeliveredMessage)  # that is one that came back
+
+    async def _shielded(self, publication: Coroutine[Any, Any, T]) -> T:
+        """Await a publication, which goes on when we are cancelled.
+
+        A channel of aiormq stops reading if a message comes back whose publication was.
+        """
+        task = asyncio.get_running_loop().create_task(publication)
+        self._publications.add(task)
+        task.add_done_callback(self._publications.discard)
+        return await asyncio.shield(task)
 
     async def blocked(self) -> bool:
         """See :class:`Link`."""
@@ -347,9 +362,4 @@ class AMQPTransport(BrokerTransport[AMQPConfig]):
     def check(self, listening: Listening) -> None:
         """See :class:`BrokerTransport`."""
         if listening.group is not None:
-            size = len(self.config.queue_of(listening.group).encode())
-            if size > LONGEST_NAME:
-                raise ConfigurationError(
-                    f"The queue of group {listening.group[:40]!r}... has a name of {size} bytes; "
-                    f"{LONGEST_NAME} is the limit. Shorten the group, or exchange_name."
-                )
+            self.config.queue_of(listening.group)  # its name must not be too long
