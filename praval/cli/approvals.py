@@ -39,7 +39,8 @@ def list_(file: File = None) -> None:
     table = Table("id", "agent", "tool", "arguments", "waits for")
     for each in waiting:
         seconds = f"{time.time() - each.created_at:.0f} s"
-        table.add_row(each.id, escape(each.agent or ""), each.tool, escape(each.arguments), seconds)
+        words = (each.agent or "", each.tool, each.arguments)
+        table.add_row(each.id, *(escape(_visible(word)) for word in words), seconds)
     Console().print(table)
 
 
@@ -56,7 +57,14 @@ def deny(id: Id, note: Note = "", file: File = None) -> None:
 
 
 def _tell(approval: Approval) -> None:
-    typer.echo(f"{approval.state}: {approval.tool} {approval.arguments}")
+    typer.echo(_visible(f"{approval.state}: {approval.tool} {approval.arguments}"))
+
+
+def _visible(text: str) -> str:
+    """Return text as it is, not as it wants to look: a model wrote it, and may want a yes."""
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+    )
 
 
 def _done(work: Coroutine[Any, Any, T]) -> T:

@@ -242,6 +242,24 @@ def test_the_command_line_lists_approves_and_denies(caller: Any, paid: list[int]
     assert paid == [5]
 
 
+async def test_a_question_cannot_make_itself_look_like_another(tmp_path: Path) -> None:
+    """What a model wrote cannot move the cursor, nor turn the direction of writing."""
+    file = tmp_path / "approvals.sqlite"
+    arguments = '{"amount": 5000}\x1b[2K\r{"amount": 5}\u202e'
+    (asked,) = await Approvals(file).pause("x", b"", [("1", "clerk", "pay", arguments)])
+
+    def outputs() -> list[str]:
+        commands = (["list"], ["approve", asked.id])
+        return [
+            CliRunner().invoke(app, ["approvals", *each, "--file", str(file)]).output
+            for each in commands
+        ]
+
+    for output in await asyncio.to_thread(outputs):
+        assert "pay" in output
+        assert not {"\x1b", "\r", "\u202e"} & set(output)
+
+
 async def test_many_questions_at_once_in_a_new_file_wait_for_one_another(tmp_path: Path) -> None:
     """Whoever comes first makes the file; none is told that it is locked."""
     file = Approvals(tmp_path / "new" / "approvals.sqlite")
