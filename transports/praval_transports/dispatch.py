@@ -151,7 +151,8 @@ class Listening(Subscription):
                 # here, and not in a callback: receive() must not count on a worker that has ended
                 self._workers.discard(worker)
 
-        worker = asyncio.get_running_loop().create_task(run())
+        # a loop whose tasks are eager would run it before it is known
+        worker = asyncio.Task(run(), loop=asyncio.get_running_loop())
         self._workers.add(worker)
 
     async def _work(self) -> None:
