@@ -130,6 +130,19 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_reset_after_fork)
 
 
+def forkable_lock() -> threading.Lock:
+    """Make a lock that is free in a forked child, and what it guards whole.
+
+    For locks that are held for moments, by code that takes no other one meanwhile.
+    """
+    lock = threading.Lock()
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(
+            before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release
+        )
+    return lock
+
+
 def background_loop() -> asyncio.AbstractEventLoop:
     """Return the background loop, starting it if needed."""
     return _background.get()

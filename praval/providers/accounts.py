@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import threading
 
 import msgspec
 
@@ -12,6 +11,7 @@ from praval.core.session import SessionResult
 from praval.core.spore import Spore
 from praval.errors import ConfigurationError
 from praval.providers.messages import Response, Usage
+from praval.sync import forkable_lock
 
 KEPT = 10_000
 """Sums that are remembered; those that were not touched for longest are forgotten first."""
@@ -38,7 +38,7 @@ class Account(msgspec.Struct, frozen=True):
 
 
 _sums: collections.OrderedDict[tuple[str, str], Account] = collections.OrderedDict()
-_lock = threading.Lock()
+_lock = forkable_lock()
 
 
 def note(response: Response) -> None:

@@ -33,6 +33,7 @@ from praval.core.interceptor import Interceptor
 from praval.core.spore import Spore, new_id
 from praval.errors import ConfigurationError, ModelBudgetError
 from praval.providers.messages import Usage
+from praval.sync import forkable_lock
 
 if TYPE_CHECKING:
     from praval.core.agent import AgentDefinition
@@ -144,7 +145,7 @@ class Budget:
 
 _given: ContextVar[Budget | None] = ContextVar("praval_budget", default=None)
 _known: collections.OrderedDict[str, Budget] = collections.OrderedDict()
-_known_lock = threading.Lock()
+_known_lock = forkable_lock()
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from praval.errors import ConfigurationError
 from praval.providers.base import BaseProvider
 from praval.providers.messages import ChatRequest, Response, ToolCall, Usage
 from praval.settings import Settings
+from praval.sync import forkable_lock
 
 T = TypeVar("T")
 log = logging.getLogger("praval.providers")
@@ -163,7 +164,7 @@ class RedisStore:
 
 
 _stores: dict[str, Store] = {}
-_lock = threading.Lock()
+_lock = forkable_lock()
 
 
 def store_for(settings: Settings) -> Store:

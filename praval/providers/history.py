@@ -8,11 +8,11 @@ Each agent has its own. Only questions and answers are kept; what tools said in 
 from __future__ import annotations
 
 import collections
-import threading
 
 from praval.core.context import current_agent, current_posted
 from praval.errors import ConfigurationError
 from praval.providers.messages import Message
+from praval.sync import forkable_lock
 
 MAX_TURNS = 40
 """Turns kept of one conversation (a question and its answer are two)."""
@@ -22,7 +22,7 @@ MAX_CONVERSATIONS = 1_000
 Key = tuple[str, str]
 
 _kept: collections.OrderedDict[Key, collections.deque[Message]] = collections.OrderedDict()
-_lock = threading.Lock()
+_lock = forkable_lock()
 
 
 def key_of(history: bool | str) -> Key:

@@ -7,7 +7,6 @@ import functools
 import inspect
 import math
 import re
-import threading
 from collections.abc import Callable
 from typing import Annotated, Any, ParamSpec, TypeVar, get_type_hints, overload
 
@@ -15,7 +14,7 @@ import msgspec
 
 from praval.errors import ToolDefinitionError
 from praval.plugins import near
-from praval.sync import in_thread
+from praval.sync import forkable_lock, in_thread
 from praval.tools.docstrings import described
 from praval.tools.typed import read, schema_of, written
 
@@ -146,7 +145,7 @@ def tool(
 
 
 _tools: dict[str, Tool] = {}
-_lock = threading.Lock()
+_lock = forkable_lock()
 
 
 def get_tool(name: str) -> Tool:

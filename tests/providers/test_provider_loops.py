@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
+import time
 from collections.abc import Coroutine
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -16,6 +19,10 @@ from praval.providers import (
     ChatRequest,
     Message,
     OpenAICompatibleProvider,
+    accounts,
+    budgets,
+    cache,
+    history,
     register_provider,
     registry,
 )
@@ -206,3 +213,35 @@ async def test_a_stream_that_is_cancelled_just_as_it_begins_is_closed() -> None:
         assert first.cancelled()
         assert await asyncio.to_thread(server.deserted.acquire, timeout=PATIENCE)
         await provider.aclose()
+
+
+LOCKS = {
+    "accounts": accounts._lock,
+    "budgets": budgets._known_lock,
+    "cache": cache._lock,
+    "history": history._lock,
+    "tools": import_module("praval.tools.tool")._lock,  # the name in the package is the decorator
+}
+
+
+@pytest.mark.parametrize("lock", LOCKS.values(), ids=LOCKS)
+def test_a_forked_child_waits_for_no_thread_of_its_parent(lock: threading.Lock) -> None:
+    """A thread that is at work in the moment of the fork does not exist in the child."""
+    busy, end = threading.Event(), threading.Event()
+
+    def work() -> None:
+        while not end.is_set():
+            with lock:
+                busy.set()
+                time.sleep(0.001)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    busy.wait()
+    child = os.fork()
+    if not child:
+        os._exit(0 if lock.acquire(timeout=PATIENCE) else 1)
+    _, status = os.waitpid(child, 0)
+    end.set()
+    thread.join()
+    assert status == 0
