@@ -291,6 +291,7 @@ class RedisPy:
 
     async def consume(self, config: dict[str, Any], count: int, ready: Callable[[], None]) -> None:
         client = self._client(config)
+        await client.delete("bench-raw")  # the round before
         await client.xgroup_create("bench-raw", "bench", "$", mkstream=True)
         ready()
         while count:
