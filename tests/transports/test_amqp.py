@@ -254,6 +254,18 @@ async def test_a_deleted_queue_is_made_anew_for_its_subscriber(
         assert await inbox.has(1) == [b"after"]
 
 
+async def test_a_deleted_exchange_is_made_anew_with_what_was_bound_to_it(
+    config: Config, admin: aio_pika.abc.AbstractConnection
+) -> None:
+    """The broker closes the channel of whoever publishes on it; the publication is sent again."""
+    async with connected(config) as transport:
+        inbox = Inbox()
+        await transport.subscribe("news", inbox, group="readers")
+        await (await admin.channel()).exchange_delete(config["exchange_name"])
+        assert (await transport.publish("news", b"after")).routed is True
+        assert await inbox.has(1) == [b"after"]
+
+
 async def test_a_subscription_that_cannot_be_made_again_is_tried_later_and_later(
     config: Config, rabbitmq: RabbitMQ, admin: aio_pika.abc.AbstractConnection
 ) -> None:

@@ -109,6 +109,7 @@ class AMQPLink(Link):
         """The tag of each."""
         self._tags = count(1)
         self._publications: set[asyncio.Task[Any]] = set()
+        """Those that the broker has not confirmed, whether anybody still waits for it or not."""
         self._waiting: set[asyncio.Timeout] = set()
         """What has to end when the link is lost: aiormq leaves some of it waiting for ever."""
         self.lost.add_done_callback(self._end_waiting)
