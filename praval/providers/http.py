@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import msgspec
@@ -22,6 +22,7 @@ from praval.errors import (
     ProviderTimeoutError,
 )
 from praval.providers.base import RequestProvider
+from praval.providers.cancelling import Progress, closed, finishing
 from praval.providers.checks import check_defaults, check_headers, checked_key, checked_url
 from praval.providers.messages import ChatRequest, Response
 from praval.providers.refusals import quoted, refusal
@@ -118,14 +119,16 @@ class HttpProvider(RequestProvider):
         request = self.completed(request)
         content = self._encoded(self.body(request, stream=False))
         client = await self._open()
+        progress = Progress()
+        traced = {"trace": progress.trace}
 
         async def fetch() -> tuple[httpx.Response, bytes]:
-            asked = client.stream("POST", self.base_url + self.path, content=content)
-            async with asked as response:
+            url = self.base_url + self.path
+            async with client.stream("POST", url, content=content, extensions=traced) as response:
                 return response, await self._body(response)
 
         async with self._errors(request.timeout):
-            response, body = await _finishing(fetch())
+            response, body = await finishing(fetch(), progress)
         if response.status_code != 200:
             raise self.refused(response.status_code, response.headers, body)
         try:
@@ -146,27 +149,31 @@ class HttpProvider(RequestProvider):
         request = self.completed(request)
         content = self._encoded(self.body(request, stream=True))
         client = await self._open()
+        progress = Progress()
+        traced = {"trace": progress.trace}
         collector, decoder = self.collector(request), EventDecoder()
         headers = {"Accept": "text/event-stream"}
         async with contextlib.AsyncExitStack() as connection:
 
             async def begin() -> httpx.Response:
                 url = self.base_url + self.path
-                asked = client.build_request("POST", url, content=content, headers=headers)
+                asked = client.build_request(
+                    "POST", url, content=content, headers=headers, extensions=traced
+                )
                 response = await client.send(asked, stream=True)
                 # here, and not where it is awaited: whoever is cancelled there gets no response
-                connection.push_async_callback(_closed, response)
+                connection.push_async_callback(closed, response)
                 return response
 
             async with self._errors(request.timeout):
-                response = await _finishing(begin())
+                response = await finishing(begin(), progress)
                 if response.status_code != 200:
                     body = await self._body(response)
                     raise self.refused(response.status_code, response.headers, body)
             pieces = response.aiter_bytes()
             while True:
                 async with self._errors(request.timeout):
-                    piece = await _finishing(_next(pieces))
+                    piece = await finishing(_next(pieces))
                 if piece is None:
                     break
                 for event in decoder.feed(piece):
@@ -307,35 +314,6 @@ class HttpProvider(RequestProvider):
         return f"<{type(self).__name__} {self.base_url}>"
 
 
-async def _finishing(work: Coroutine[Any, Any, T]) -> T:
-    """Await work that a cancellation ends, but that a second one does not keep from closing.
-
-    httpcore closes a connection in several steps; a task that is cancelled again between them
-    (by a time-out inside a time-out, for instance) would leave it open.
-    """
-    task = asyncio.ensure_future(work)
-    task.add_done_callback(_seen)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        task.cancel()
-        await asyncio.wait([task])
-        raise
-
-
 async def _next(pieces: AsyncIterator[bytes]) -> bytes | None:
     """Return the next piece, or None at the end."""
     return await anext(pieces, None)
-
-
-async def _closed(response: httpx.Response) -> None:
-    """Close a stream, whatever is cancelled meanwhile."""
-    task = asyncio.ensure_future(response.aclose())
-    task.add_done_callback(_seen)
-    await asyncio.shield(task)
-
-
-def _seen(task: asyncio.Future[Any]) -> None:
-    """Take note of an exception for which nobody waits any more."""
-    if not task.cancelled():
-        task.exception()

@@ -209,6 +209,7 @@ class ModelServer:
             reply = await asyncio.to_thread(self._refused, request) or self._next()
             # a client that leaves is noticed while the answer is on its way, or held
             gone = asyncio.ensure_future(reader.read(1))
+            gone.add_done_callback(_seen)
             answer = asyncio.ensure_future(self._answer(protocol, writer, reply))
             await asyncio.wait({gone, answer}, return_when=asyncio.FIRST_COMPLETED)
             if not answer.done():
@@ -267,6 +268,12 @@ class ModelServer:
             self._judged[request.body] = self.dialect.problem(request)
         problem = self._judged[request.body]
         return refuse(400, problem) if problem else None
+
+
+def _seen(task: asyncio.Future[Any]) -> None:
+    """Take note of an exception for which nobody waits: a client may just have left."""
+    if not task.cancelled():
+        task.exception()
 
 
 async def _received(protocol: h11.Connection, reader: asyncio.StreamReader) -> Request | None:

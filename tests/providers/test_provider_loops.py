@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 import time
@@ -212,6 +213,38 @@ async def test_a_stream_that_is_cancelled_just_as_it_begins_is_closed() -> None:
         await asyncio.wait([first])
         assert first.cancelled()
         assert await asyncio.to_thread(server.deserted.acquire, timeout=PATIENCE)
+        await provider.aclose()
+
+
+@pytest.mark.parametrize("form", ["whole", "streamed"])
+async def test_a_call_that_is_cancelled_at_any_step_loses_no_connection(form: str) -> None:
+    """Of the hundred that a provider may have: what is lost is never used or closed again."""
+    dialect = Compatible()
+    async with ModelServer(dialect) as server:
+        body = dialect.events(["a", "b"]) if form == "streamed" else [dialect.text("fine")]
+        server.reply(Reply(body))
+        provider = OpenAICompatibleProvider(server.url, model="m")
+        request = ChatRequest(messages=(Message("user", "?"),))
+
+        async def call() -> None:
+            if form == "whole":
+                await provider.respond(request)
+                return
+            async with contextlib.aclosing(provider.stream(request)) as pieces:
+                async for _ in pieces:
+                    pass
+
+        client = await provider._open()
+        for steps in range(60):  # few at once, so that some connections are new and some are not
+            calls = [asyncio.create_task(call()) for _ in range(4)]
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            for each in calls:
+                each.cancel()
+            await asyncio.wait(calls)
+        pool = client._transport._pool  # type: ignore[attr-defined]
+        assert not pool._requests
+        assert all(each.is_idle() for each in pool.connections), pool.connections
         await provider.aclose()
 
 
