@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
 from collections.abc import Sequence
 from typing import Any, TypeVar, overload
@@ -271,7 +270,9 @@ def _answer_here(call: Call) -> Response:
     )
     assert isinstance(candidate.found, BaseProvider)
     guard = registry.guard_of(candidate.name, candidate.found)
-    for attempt in itertools.count(1):
+    attempt = 0
+    while True:
+        attempt += 1
         try:
             with guard.watched():
                 answer = plainly(candidate.found, request)
