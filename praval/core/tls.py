@@ -5,6 +5,8 @@ Guide: "TLS/SSL Security by Default". The keys are those of its ``tls_config``.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import ssl
 from pathlib import Path
@@ -169,3 +171,12 @@ def explain(error: BaseException, broker: str) -> TransportTLSError | None:
             )
         seen = seen.__cause__ or seen.__context__
     return None
+
+
+def cut(transport: asyncio.WriteTransport) -> None:
+    """End a connection at once, TLS or not, ended already or not.
+
+    Pythons before 3.11.4 raise AttributeError when a TLS transport is aborted that has ended.
+    """
+    with contextlib.suppress(AttributeError):
+        transport.abort()

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
+from praval.core.tls import cut
+
 if TYPE_CHECKING:
     import h11
 
@@ -177,7 +179,7 @@ class ModelServer:
         await self._stop.wait()
         server.close()
         for writer in self._writers:
-            writer.transport.abort()
+            cut(writer.transport)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=PATIENCE)
 

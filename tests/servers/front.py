@@ -10,6 +10,7 @@ from collections.abc import Coroutine
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from praval.core.tls import cut
 from tests.servers.machine import free_port
 from tests.servers.process import Server
 
@@ -104,7 +105,7 @@ class TlsFront:
 
     async def _cut(self) -> None:
         for writer in self._writers:
-            writer.transport.abort()
+            cut(writer.transport)
 
     async def _close(self) -> None:
         await self._refuse()
@@ -142,7 +143,7 @@ class TlsFront:
         finally:
             for end in (writer, above):
                 if end is not None:
-                    end.transport.abort()
+                    cut(end.transport)
                     self._writers.discard(end)
             self._connections.discard(task)
 

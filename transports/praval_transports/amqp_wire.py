@@ -11,6 +11,7 @@ from typing import Any
 import aiormq
 from yarl import URL
 
+from praval.core.tls import cut
 from praval_transports.config import Address, BrokerConfig
 
 ENOUGH = 64 * 1024
@@ -112,7 +113,7 @@ class Wire(aiormq.TransportFactory):
     def cut(self) -> None:
         """End it without a word to the broker."""
         if self._writer is not None:
-            self._writer.transport.abort()
+            cut(self._writer.transport)
 
     async def hear_why(self) -> None:
         """Connect again and only listen: raise ssl.SSLError if our certificate is refused.
@@ -126,4 +127,4 @@ class Wire(aiormq.TransportFactory):
                 async with asyncio.timeout(PATIENCE):
                     await reader.read(1)
         finally:
-            writer.transport.abort()
+            cut(writer.transport)

@@ -34,6 +34,7 @@ from redis.exceptions import (
 )
 from redis.exceptions import ConnectionError as HungUp
 
+from praval.core.tls import cut
 from praval.errors import (
     TransportConnectionError,
     TransportError,
@@ -100,7 +101,7 @@ class Socket(Connection):
     async def abort(self) -> None:
         """Disconnect without waiting for the other side, which may be silent."""
         if self.transport is not None:  # the base class forgets it before it is closed
-            self.transport.abort()
+            cut(self.transport)
         await self.disconnect()
         await asyncio.sleep(0)  # the step in which the socket is closed
 
@@ -229,7 +230,7 @@ async def _read_alert(address: Address, tls: ssl.SSLContext) -> None:
                 await reader.read(1)
             finally:
                 if writer is not None:
-                    writer.transport.abort()
+                    cut(writer.transport)
                     await asyncio.sleep(0)  # the step in which the socket is closed
 
 

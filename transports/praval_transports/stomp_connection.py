@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from itertools import count
 from typing import Any, cast
 
+from praval.core.tls import cut
 from praval.errors import TransportConnectionError, TransportError, TransportLoginError
 from praval_transports.config import Address
 
@@ -128,7 +129,7 @@ class Connection(asyncio.Protocol):
         """Hang up at once."""
         self._lost = self._lost or TransportConnectionError("The connection was closed here.")
         if self._transport is not None:
-            self._transport.abort()
+            cut(self._transport)
             await self._gone.wait()
 
     def set_socket(self, *, nodelay: bool, buffer_size: int | None) -> None:
@@ -253,7 +254,7 @@ class Connection(asyncio.Protocol):
         if self._lost is None:
             assert self._transport is not None
             self._lost = TransportConnectionError(why)
-            self._transport.abort()
+            cut(self._transport)
             self._on_lost(self._lost)
 
     def _expect(self, what: str) -> asyncio.Future[Any]:

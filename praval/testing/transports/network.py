@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeAlias, TypeVar
 
+from praval.core.tls import cut
+
 T = TypeVar("T")
 
 HOST = "localhost"
@@ -198,7 +200,7 @@ class Proxy(Network):
 
     def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._refusing:
-            writer.transport.abort()
+            cut(writer.transport)
             return
         # a task of our own: `start_server` would log its cancellation as an error
         connection = asyncio.get_running_loop().create_task(self._serve(reader, writer))
