@@ -7,6 +7,7 @@ import functools
 import shutil
 import ssl
 import tempfile
+import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -75,9 +76,17 @@ class PKI:
         return context
 
 
-@functools.cache
+_making = threading.Lock()
+
+
 def shared_pki() -> PKI:
     """Return the certificates of this process; they are made once and deleted at its end."""
+    with _making:  # servers start side by side, and all must have the same
+        return _make_pki()
+
+
+@functools.cache
+def _make_pki() -> PKI:
     folder = Path(tempfile.mkdtemp(prefix="praval-pki-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return PKI(folder)
