@@ -36,11 +36,12 @@ def list_(file: File = None) -> None:
     if not waiting:
         typer.echo("Nothing waits for an answer.")
         return
-    table = Table("id", "agent", "tool", "arguments", "waits for")
+    table = Table("id", "agent", "tool", "arguments", "waits for", "note")
     for each in waiting:
         seconds = f"{time.time() - each.created_at:.0f} s"
         words = (each.agent or "", each.tool, each.arguments)
-        table.add_row(each.id, *(escape(_visible(word)) for word in words), seconds)
+        cells = [escape(_visible(word)) for word in words]
+        table.add_row(each.id, *cells, seconds, each.note or "")
     Console().print(table)
 
 

@@ -3,7 +3,8 @@
 A tool with ``requires_approval=True`` waits until somebody answers, here or in another process
 (``praval approvals``). The question and the conversation so far are written before the wait, so a
 process that dies in between goes on where it was: the spore that its journal delivers again finds
-its conversation, the question, and perhaps the answer; a call that was made is not made twice.
+its conversation, the question, and perhaps the answer. A call that was made is not made twice. One
+that was cut off while it ran may have been made or not: the human is asked again, and told so.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ from praval.plugins import near
 from praval.settings import current_settings
 
 T = TypeVar("T")
-State = Literal["pending", "approved", "denied", "done", "failed", "withdrawn"]
-""""done" and "failed": approved, and called since; "withdrawn": nobody waited any more."""
+State = Literal["pending", "approved", "denied", "begun", "done", "failed", "withdrawn"]
+""""begun": approved, and being called; "done" and "failed": called since; "withdrawn": nobody
+waited any more."""
+CUT_OFF = "It was approved and begun before, and cut off: it may have been made already."
 
 FILE = "approvals.sqlite"
 POLL = 0.25
@@ -68,6 +71,7 @@ class Approval(msgspec.Struct, frozen=True):
     decided_at: float | None = None
     decided_by: str | None = None
     note: str | None = None
+    """The human's; of a pending question: what to know before it is answered."""
     result: str | None = None
     """What the approved call returned."""
 
@@ -163,6 +167,24 @@ class Approvals:
         while (approval := await self.get(id)).state == "pending":  # noqa: ASYNC110
             await asyncio.sleep(POLL)
         return approval
+
+    async def begin(self, id: str) -> bool:
+        """Write that the approved call is being made; False: it was begun before, and cut off.
+
+        Then the question is asked again, with a note that says so.
+        """
+
+        def write(db: sqlite3.Connection) -> bool:
+            query = "UPDATE approvals SET state = 'begun' WHERE id = ? AND state = 'approved'"
+            if db.execute(query, (id,)).rowcount:
+                return True
+            db.execute(
+                "UPDATE approvals SET state = 'pending', note = ? WHERE id = ? AND state = 'begun'",
+                (CUT_OFF, id),
+            )
+            return False
+
+        return await self._do(write)
 
     async def record(self, id: str, result: str, *, failed: bool) -> None:
         """Write what the approved call returned: it must not be made again."""

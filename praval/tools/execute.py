@@ -107,6 +107,9 @@ async def _call_if_allowed(
     tool: Callee, arguments: str, gate: Gate, question: Approval
 ) -> ToolResult:
     answer = await gate.approvals.decided(question.id)
+    while answer.state in ("approved", "begun") and not await gate.approvals.begin(question.id):
+        log.warning("the call %s was cut off before; it is asked for again", question.id)
+        answer = await gate.approvals.decided(question.id)
     if answer.state == "denied":
         why = f" {answer.note}" if answer.note else ""
         return ToolResult(f"A human refused this call.{why}", is_error=True)

@@ -192,6 +192,42 @@ async def test_a_call_that_was_made_before_the_process_died_is_not_made_again(
     assert (paid, model.results) == ([], [("5 paid yesterday", False)])
 
 
+async def test_a_call_that_was_cut_off_while_it_ran_is_asked_for_again(caller: Any) -> None:
+    """It may have been made: only a human can know, and is told so."""
+    model = caller([("wire", '{"amount": 5}')], "Done.")
+    begun, wired = asyncio.Event(), []
+
+    @tool(requires_approval=True)
+    async def wire(amount: int) -> str:
+        """Pay slowly."""
+        wired.append(amount)
+        begun.set()
+        if len(wired) == 1:
+            await asyncio.Event().wait()
+        return "wired"
+
+    def ask() -> asyncio.Task[Any]:
+        call = achat("Go.", provider="caller", tools=[wire], history="bill 7")
+        return asyncio.create_task(call)
+
+    asking = ask()
+    asked = await question()
+    await Approvals().approve(asked.id)
+    await asyncio.wait_for(begun.wait(), PATIENCE)
+    asking.cancel()
+    await asyncio.wait([asking])
+    assert (await Approvals().get(asked.id)).state == "begun"
+
+    again = ask()
+    doubtful = await question()
+    assert doubtful.id == asked.id
+    assert "may have been made" in (doubtful.note or "")
+    assert len(wired) == 1
+    await Approvals().approve(asked.id)
+    assert await again == "Done."
+    assert (wired, model.results) == ([5, 5], [("wired", False)])
+
+
 # -- answering -------------------------------------------------------------------------------
 
 
