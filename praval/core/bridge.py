@@ -17,7 +17,7 @@ import functools
 import inspect
 import logging
 import secrets
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from typing import TYPE_CHECKING
 
 from praval.core import presence, receipts
@@ -25,7 +25,15 @@ from praval.core.delivery import INBOUND, Outcome, Posted, Reason
 from praval.core.outbox import Outbox
 from praval.core.presence import Presence
 from praval.core.receipts import ReceiptDesk
-from praval.core.spore import CONTENT_TYPE, Header, SporeType, read_wire, wire_bytes
+from praval.core.spore import (
+    CONTENT_TYPE,
+    DEFAULT_PRIORITY,
+    HEADER_ROOM,
+    Header,
+    SporeType,
+    read_wire,
+    wire_bytes,
+)
 from praval.core.topics import join
 from praval.core.transport import Delivery, GiveBack, MessageTransport, Refuse, Subscription
 from praval.core.wire import Inbound
@@ -48,11 +56,13 @@ log = logging.getLogger("praval.bridge")
 
 AT_ONCE = 1000
 """Messages of one agent that may be inside the Reef; the broker's prefetch is the real bound."""
+INBOX = "@inbox-"
+"""Beginning of the channel on which a Reef hears replies and receipts."""
 INBOX_AT_ONCE = 16
 SLACK = 300.0
 """Seconds that a transport keeps a spore beyond its time to live: the receiving Reef counts it."""
 BREATH = 0.05
-"""Seconds before an agent that is gone gives back what still comes, so as not to spin."""
+"""Seconds before what cannot be taken now is given back, so as not to spin."""
 REMEMBERED = 100_000
 """Ids of handled spores that are known without a journal."""
 TOPICS = 4096
@@ -79,23 +89,30 @@ class Bridge:
         self._reef = reef
         self.transport = transport
         self._wants_receipts = receipts
+        self._max_size = reef.settings.security.max_message_size
         config = reef.settings.reef_config
         journal = reef.journal
         self.replica = journal.replica_id if journal is not None else secrets.token_hex(16)
-        self.inbox = f"@inbox-{self.replica}"
+        self.inbox = INBOX + self.replica
         self._inbox_topic = join(reef.namespace, self.inbox)
+        self._inbox_topics = join(reef.namespace, INBOX)
+        """Beginning of the topics of all inboxes of the namespace."""
         self.presence = Presence(config.presence_interval)
         self.outbox = Outbox(reef, reef.books, self, config.resend_after)
         self._desk = ReceiptDesk(self._send_receipts)
         self._own: list[Subscription | str] = []
         """Subscriptions that are not an agent's."""
-        self._agents: dict[str, tuple[list[str], Subscription | None]] = {}
+        self._agents: dict[AgentRunner, tuple[list[str], Subscription | None]] = {}
+        self._moving: defaultdict[AgentRunner, asyncio.Lock] = defaultdict(asyncio.Lock)
+        """Held while an agent comes, or goes from one channel to another."""
         self._open: dict[Key, Inbound] = {}
         """What is being handled, or waits for it."""
         self._attempts: dict[Key, int] = {}
-        """Attempts that earlier processes with this journal began and did not end."""
+        """Attempts that were begun and did not end, in earlier processes with this journal too."""
         self._handled: OrderedDict[Key, None] = OrderedDict()
         self._topics: dict[tuple[str | None, str], str] = {}
+        self._said: set[presence.AgentCard] = set()
+        """What the last announcement told of our agents."""
         self._announcer: asyncio.Task[None] | None = None
         self._started = False
         """Whether agents get what comes in for them: from start() to stop_intake()."""
@@ -121,31 +138,37 @@ class Bridge:
         self._announcer = asyncio.create_task(self._keep_announcing(), name="praval:presence")
 
     async def attach(self, runner: AgentRunner) -> None:
-        """Let an agent hear its channels, or others than before."""
-        if not self._started:
-            return  # start() will, or it is too late
-        topics = [join(self._reef.namespace, name) for name in dict.fromkeys(runner.channels)]
-        known = self._agents.get(runner.name)
-        if known is not None and known[0] == topics:
-            return
-        if known is None and (journal := self._reef.journal) is not None:
-            for entry in await journal.unsettled(INBOUND + runner.name):
-                self._attempts[entry.spore_id, runner.name] = entry.attempt
-        if known is not None:
-            await self.detach(runner.name)
-        handle = await self.transport.subscribe(
-            topics,
-            functools.partial(self._receive, runner),
-            group=join(self._reef.namespace, runner.name),
-            concurrency=AT_ONCE,
-        )
-        self._agents[runner.name] = (topics, handle)
-        if self._announcer is not None:
-            await self._announce()
+        """Let an agent hear its channels, or others than before; tell the others of it."""
+        async with self._moving[runner]:
+            topics = [join(self._reef.namespace, name) for name in dict.fromkeys(runner.channels)]
+            known = self._agents.get(runner)
+            if known is None:
+                await self._recall(runner.name)
+            if self._is_wanted(runner) and (known is None or known[0] != topics):
+                await self._leave(runner)
+                handle = await self.transport.subscribe(
+                    topics,
+                    functools.partial(self._receive, runner),
+                    group=join(self._reef.namespace, runner.name),
+                    concurrency=AT_ONCE,
+                )
+                self._agents[runner] = (topics, handle)
+            if not self._is_wanted(runner):  # any more
+                await self._leave(runner)
+        await self._announce_changes()
 
-    async def detach(self, name: str) -> None:
-        """Let nothing more in for an agent; what is inside may finish."""
-        topics, handle = self._agents.pop(name, ([], None))
+    def _is_wanted(self, runner: AgentRunner) -> bool:
+        """Whether an agent is to be subscribed. Before start() that is too early."""
+        return self._started and runner.gone is None
+
+    async def dismiss(self, runner: AgentRunner) -> None:
+        """Let nothing more in for an agent that is removed; what is inside may finish."""
+        await self._announce_changes()
+        await self._leave(runner)
+        self._moving.pop(runner, None)
+
+    async def _leave(self, runner: AgentRunner) -> None:
+        topics, handle = self._agents.pop(runner, ([], None))
         # longer than whoever closes or removes lets handlers run: those end first, and are counted
         patience = self._reef.settings.reef_config.drain_timeout + PATIENCE
         if handle is not None:
@@ -154,6 +177,19 @@ class Bridge:
             for topic in topics:
                 await self.transport.unsubscribe(topic, patience=patience)
 
+    async def _recall(self, name: str) -> None:
+        """Read from the journal what an earlier process took in for an agent and did not end."""
+        journal = self._reef.journal
+        if journal is None:
+            return
+        oldest = self._reef.clock() - SLACK
+        for entry in await journal.unsettled(INBOUND + name):
+            expires_at = read_wire(entry.body, len(entry.body))[0].expires_at
+            if expires_at is None or expires_at > oldest:
+                self._attempts[entry.spore_id, name] = entry.attempt
+            else:  # the broker has given it to another replica, or forgotten it, since
+                journal.settle(entry.spore_id, entry.agent, Outcome.EXPIRED.name.lower())
+
     async def stop_intake(self) -> None:
         """Take in nothing more for any agent; returns when what is inside has ended."""
         self._started = False
@@ -161,17 +197,13 @@ class Bridge:
             self._announcer.cancel()
             await asyncio.wait([self._announcer])
         results = await asyncio.gather(
-            self._say_goodbye(),
-            *(self.detach(name) for name in list(self._agents)),
+            self._announce_in_time(leaves=True),  # the others will miss us otherwise
+            *map(self._leave, list(self._agents)),
             return_exceptions=True,
         )
         for error in results:
             if isinstance(error, Exception):
                 log.warning("leaving the transport: %s", error)
-
-    async def _say_goodbye(self) -> None:
-        async with asyncio.timeout(PATIENCE):  # the others will miss us otherwise
-            await self._announce(leaves=True)
 
     async def close(self) -> None:
         """Send the receipts that are owed, and hear no more. The transport is its owner's."""
@@ -191,6 +223,12 @@ class Bridge:
             TransportError: see :meth:`MessageTransport.publish`.
         """
         header = posted.header
+        body = wire_bytes(header, posted.raw)
+        if len(body) > self._max_size + HEADER_ROOM:
+            raise SporeTooLargeError(
+                f"Spore {header.id} takes {len(body)} bytes with its headers, which no host would "
+                f"read: {HEADER_ROOM} are for all but the knowledge."
+            )
         ttl = None
         if header.expires_at is not None:
             ttl = max(header.expires_at - self._reef.clock(), 0.0) + SLACK
@@ -199,8 +237,9 @@ class Bridge:
             headers[receipts.HEADER] = self._inbox_topic
         confirmation = await self.transport.publish(
             self._topic(header),
-            wire_bytes(header, posted.raw),
-            priority=header.priority,
+            body,
+            # what is of one key must not overtake on its way; its receiver sees its priority
+            priority=header.priority if header.key is None else DEFAULT_PRIORITY,
             ttl=ttl,
             headers=headers,
         )
@@ -208,12 +247,17 @@ class Bridge:
 
     def _topic(self, header: Header) -> str:
         reply = header.spore_type is SporeType.RESPONSE
-        key = (None if reply else header.to_agent, header.channel)
+        to_agent = None if reply else header.to_agent
+        if to_agent is None and header.channel.startswith("@" if not reply else INBOX) != reply:
+            raise TopicError(
+                f"The channel {header.channel!r} is no inbox, to which alone replies go."
+                if reply
+                else f"The channel {header.channel!r} is reserved: channels with @ are ours."
+            )
+        key = (to_agent, header.channel)
         topic = self._topics.get(key)
         if topic is None:
-            channel = header.channel if key[0] is None else f"{key[0]}_channel"
-            if channel.startswith("@") and not reply:
-                raise TopicError(f"The channel {channel!r} is reserved: channels with @ are ours.")
+            channel = header.channel if to_agent is None else f"{to_agent}_channel"
             topic = join(self._reef.namespace, channel)
             if len(self._topics) >= TOPICS:
                 self._topics.clear()
@@ -229,6 +273,12 @@ class Bridge:
         if header.to_agent is not None:
             return {header.to_agent}
         return self.presence.receivers(header)
+
+    def awaited(self, header: Header) -> bool:
+        """Whether somebody is there whom the broker should know: it will, once he is back."""
+        if header.spore_type is SporeType.RESPONSE:
+            return self.presence.is_here(header.channel.removeprefix(INBOX))
+        return bool(self.presence.receivers(header))
 
     def somebody_of(self, names: set[str]) -> bool:
         """Whether one of these agents is at work somewhere."""
@@ -258,40 +308,55 @@ class Bridge:
             raise GiveBack
         key = (posted.header.id, runner.name)
         inbound = self._open.get(key)
-        if inbound is None:
-            inbound = await self._take(key, posted, runner, delivery)
-        else:  # it came again while it is at work here
-            self._reef.books.count(posted, Outcome.DUPLICATE, Reason.SAME_ID)
-            await inbound.ended()
+        try:
+            if inbound is None:
+                inbound = await self._take(key, posted, runner)
+            else:  # it came again while it is at work here
+                self._reef.books.count(posted, Outcome.DUPLICATE, Reason.SAME_ID)
+                await inbound.ended()
+        except JournalError as error:
+            await asyncio.sleep(BREATH)
+            raise GiveBack from error
+        self._close(key, inbound)
         if inbound.returned:
+            if runner.gone is None:  # its handler has cancelled its own task
+                self._attempts[key] = posted.attempt
             raise GiveBack
         self._send_receipt(delivery, key)
 
-    async def _take(
-        self, key: Key, posted: Posted, runner: AgentRunner, delivery: Delivery
-    ) -> Inbound:
-        """See to it that it is handled once; return when that has ended."""
+    async def _take(self, key: Key, posted: Posted, runner: AgentRunner) -> Inbound:
+        """See to it that it is handled once; return when that has ended.
+
+        Raises:
+            JournalError: its beginning or its end could not be written down.
+        """
         inbound = self._open[key] = Inbound()
         try:
-            if await self._is_new(key, posted, delivery):
+            if await self._is_new(key, posted):
                 posted.wire = inbound
                 self._admit(posted, runner)
                 await inbound.ended()
-                if not inbound.returned:
-                    self._remember(key)
             else:
                 self._reef.books.count(posted, Outcome.DUPLICATE, Reason.SAME_ID)
                 inbound.release()
-        except JournalError as error:
-            raise GiveBack from error
         finally:
-            # a cancelled callback leaves it: it is at work still, and may come again
-            if inbound.outcome is not None or posted.wire is None:
-                del self._open[key]
+            if posted.wire is None or inbound.outcome is not None:
+                self._open.pop(key, None)
+                inbound.leave_off()
+            # else the callback was cancelled: it is at work still, and may come again
         return inbound
 
+    def _close(self, key: Key, inbound: Inbound) -> None:
+        """It has ended, which is told by whoever waited for it."""
+        if self._open.get(key) is inbound:
+            del self._open[key]
+        if self._reef.journal is None and not inbound.returned:
+            self._handled[key] = None
+            if len(self._handled) > REMEMBERED:
+                self._handled.popitem(last=False)
+
     def _is_for(self, runner: AgentRunner, posted: Posted) -> bool:
-        """Whether an agent is to handle it; if not, that is counted, and the broker's copy done.
+        """Whether it concerns an agent; if not, that is counted, and the broker's copy done.
 
         Raises:
             Refuse: it is somebody else's.
@@ -302,34 +367,34 @@ class Bridge:
             raise Refuse(f"addressed to {header.to_agent!r}, came in for {runner.name!r}")
         if header.to_agent is None and header.from_agent == runner.name:
             return False  # an agent never hears its own broadcast
-        if not runner.responds(header):
+        if header.to_agent is None and not runner.responds(header):
             books.count(posted, Outcome.FILTERED, Reason.TYPE)
             return False
         return True
 
     def _read(self, delivery: Delivery) -> Posted:
         try:
-            header, raw, _ = read_wire(delivery, self._reef.settings.security.max_message_size)
+            header, raw, _ = read_wire(delivery, self._max_size)
         except (MalformedSporeError, SporeTooLargeError) as error:
             self._reef.books.count_refused(Reason.MALFORMED)
             raise Refuse(str(error)) from None
-        return Posted(header, raw)
+        return Posted(header, raw, attempt=delivery.attempt)
 
-    async def _is_new(self, key: Key, posted: Posted, delivery: Delivery) -> bool:
+    async def _is_new(self, key: Key, posted: Posted) -> bool:
         """Whether this agent has not ended it before; sets the number of its attempt."""
-        posted.attempt = delivery.attempt
         journal = self._reef.journal
         if journal is None:
-            return key not in self._handled
-        accepting = journal.accept(key[0], bytes(delivery), (INBOUND + key[1],))
-        try:
-            if await asyncio.shield(accepting):
-                return True
-        except asyncio.CancelledError:
-            accepting.add_done_callback(functools.partial(self._left_behind, key))
-            raise
+            fresh = key not in self._handled
+        else:
+            body = wire_bytes(posted.header, posted.raw)
+            accepting = journal.accept(key[0], body, (INBOUND + key[1],))
+            try:
+                fresh = bool(await asyncio.shield(accepting))
+            except asyncio.CancelledError:
+                accepting.add_done_callback(functools.partial(self._left_behind, key))
+                raise
         if (begun := self._attempts.pop(key, None)) is None:
-            return False
+            return fresh
         posted.attempt = begun + 1
         return True
 
@@ -341,22 +406,16 @@ class Bridge:
     def _admit(self, posted: Posted, runner: AgentRunner) -> None:
         posted.tree = self._reef.trees.get(posted.header.root or posted.header.id)
         self._reef.books.accept(posted, 1)
-        if self._reef.journal is None:
-            runner.put(posted)
+        if not runner.responds(posted.header):  # whoever asks it is told so
+            runner.lose(None, posted, Outcome.FILTERED, Reason.TYPE)
         else:
             runner.take_back(posted)
-
-    def _remember(self, key: Key) -> None:
-        if self._reef.journal is None:
-            self._handled[key] = None
-            if len(self._handled) > REMEMBERED:
-                self._handled.popitem(last=False)
 
     def _send_receipt(self, delivery: Delivery, key: Key) -> None:
         inbox = delivery.headers.get(receipts.HEADER)
         if inbox == self._inbox_topic:
             self.outbox.received(*key)
-        elif inbox is not None:
+        elif inbox is not None and inbox.startswith(self._inbox_topics):
             self._desk.owe(inbox, *key)
 
     async def _send_receipts(self, inbox: str, body: bytes) -> None:
@@ -384,22 +443,33 @@ class Bridge:
             return
         self.presence.hear(said)
         if said.asks and self._started:
-            await self._announce()
+            await self._announce_in_time()
 
     async def _announce(self, *, asks: bool = False, leaves: bool = False) -> None:
         said = presence.announcement(self._reef, self.replica, asks=asks, leaves=leaves)
+        self._said = set(said.agents)
         self.presence.hear(said)
         ttl = self._reef.settings.reef_config.presence_interval
         topic = join(self._reef.namespace, "@presence")
         await self.transport.publish(topic, presence.encode(said), ttl=ttl)
 
+    async def _announce_in_time(self, *, leaves: bool = False) -> None:
+        """Announce; if there is no broker for now, the next round will do better."""
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await self._announce(leaves=leaves)
+        except (PravalError, TimeoutError) as error:
+            log.warning("no announcement of presence: %s", error)
+
+    async def _announce_changes(self) -> None:
+        announces = self._announcer is not None and not self._announcer.done()
+        if announces and set(map(presence.card_of, self._reef.runners.values())) != self._said:
+            await self._announce_in_time()
+
     async def _keep_announcing(self) -> None:
         while True:
             await asyncio.sleep(self._reef.settings.reef_config.presence_interval)
-            try:
-                await self._announce()
-            except PravalError as error:  # the transport is looking for a broker
-                log.warning("no announcement of presence: %s", error)
+            await self._announce_in_time()
 
 
 def _needs_groups(transport: MessageTransport) -> None:

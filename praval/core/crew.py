@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from praval.core.agent import Agent, AgentDefinition, as_definition, call_hook
@@ -29,6 +29,11 @@ class _Done:
 
 
 DONE = _Done()
+
+
+def _to_its_end(work: Coroutine[Any, Any, None]) -> Awaitable[None]:
+    """Start it; whoever awaits it may be cancelled, it goes on."""
+    return asyncio.shield(asyncio.ensure_future(work))
 
 
 def _refuse_other(agent: AgentDefinition, known: AgentDefinition | None) -> None:
@@ -82,10 +87,10 @@ class Crew:
             hooks = () if agent is known else agent.start_hooks
             if not hooks and self._reef.bridge is None:
                 return DONE
-            return asyncio.ensure_future(self._renew(present, hooks))
+            return _to_its_end(self._renew(present, hooks))
         runner = AgentRunner(agent, self._reef, self._reef.books, main)
         self._routes.add(runner)
-        return asyncio.ensure_future(self._welcome(runner))
+        return _to_its_end(self._welcome(runner))
 
     @property
     def names(self) -> list[str]:
@@ -135,7 +140,7 @@ class Crew:
         self._routes.remove(runner)
         self._leaving.append(runner)
         bridge = self._reef.bridge
-        detaching = None if bridge is None else asyncio.ensure_future(bridge.detach(name))
+        detaching = None if bridge is None else asyncio.ensure_future(bridge.dismiss(runner))
         try:
             runner.abandon(Reason.AGENT_REMOVED)
             await runner.retire(self._reef.settings.reef_config.drain_timeout)

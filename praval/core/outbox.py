@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from praval.core.invoke import Invoke
     from praval.core.ledger import Ledger
     from praval.core.reef import Reef
+    from praval.core.tree import Watch
 
 log = logging.getLogger("praval.outbox")
 
@@ -60,6 +61,11 @@ class Parcel:
         """Seconds until it is sent again."""
         self.confirmed = False
         """Whether a broker has confirmed it at least once."""
+
+    @property
+    def is_delivered(self) -> bool:
+        """Whether all receipts have come."""
+        return self.wanted and not self.missing
 
 
 class Outbox(AgentRunner):
@@ -89,6 +95,9 @@ class Outbox(AgentRunner):
     def _most_attempts(self) -> float:
         return math.inf
 
+    def _may_start(self, watch: Watch) -> bool:
+        return not watch.stopped  # what is sent is handled, and counted, where it arrives
+
     # -- sending -------------------------------------------------------------------------
 
     async def _carry(self, spore: Spore) -> Ending:
@@ -100,7 +109,7 @@ class Outbox(AgentRunner):
             missing = self._bridge.expected_receivers(posted)
             if missing:
                 parcel = self._parcels[spore.id] = Parcel(posted, missing, self._resend_after)
-        elif parcel.confirmed and not parcel.missing:
+        elif parcel.is_delivered:
             return DELIVERED
         elif parcel.confirmed and not self._bridge.somebody_of(parcel.missing):
             return self._later(posted, parcel)  # it waits at the broker for them to come back
@@ -113,6 +122,7 @@ class Outbox(AgentRunner):
             posted.last_error = error
             return self._later(posted, parcel)
         except PravalError as error:
+            log.error("spore %s cannot be sent: %s", spore.id, error)
             return Ending(Outcome.REJECTED, Reason.TRANSPORT, error)
         if routed is False and not (parcel and parcel.confirmed):
             return self._unroutable(posted, parcel)
@@ -138,8 +148,8 @@ class Outbox(AgentRunner):
 
     def _unroutable(self, posted: Posted, parcel: Parcel | None) -> Ending:
         header = posted.header
-        if self._bridge.presence.receivers(header):
-            return self._later(posted, parcel)  # the broker will know them again soon
+        if self._bridge.awaited(header):
+            return self._later(posted, parcel)
         if header.to_agent is None:
             return Ending(Outcome.UNDELIVERABLE, Reason.NO_RECIPIENT)
         error = self._bridge.unknown_agent(header.to_agent)
@@ -162,7 +172,9 @@ class Outbox(AgentRunner):
 
     def _expire(self, worker: Worker, posted: Posted) -> None:
         parcel = self._parcels.get(posted.header.id)
-        if parcel is not None and parcel.confirmed:
+        if parcel is not None and parcel.is_delivered:
+            self._settle(worker, posted, Outcome.DELIVERED)
+        elif parcel is not None and parcel.confirmed:
             error = ExpiredError(
                 f"The broker has confirmed spore {posted.header.id}, but no receipt came from "
                 f"{', '.join(sorted(parcel.missing))} in its time to live. It may be handled."

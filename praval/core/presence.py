@@ -131,6 +131,10 @@ class Presence:
             if any(card.name == name for card in said.agents)
         }
 
+    def is_here(self, replica: str) -> bool:
+        """Whether a Reef is at work."""
+        return any(said.replica == replica for _, said in self._present())
+
     def names(self) -> set[str]:
         """Return the names of all agents."""
         return {card.name for _, said in self._present() for card in said.agents}

@@ -8,6 +8,7 @@ go on without this very answer, :class:`~praval.errors.RequestCycleError` is rai
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from praval.core.publisher import Publisher
     from praval.core.runner import AgentRunner, Worker
 
+
+log = logging.getLogger("praval.requests")
 
 _RESPONSE = SporeType.RESPONSE
 FAILURE = "praval-failure"
@@ -233,8 +236,12 @@ class Requests:
         """Tell the asker on another host that no reply will come."""
         text = reason.value if error is None else f"{reason.value}: {shown(error)}"
         text = text.encode(errors="backslashreplace").decode()[:MOST_OF_AN_ERROR]
+        try:
+            answer = self._compose(posted, agent, {}, {FAILURE: text})
+        except Exception as refusal:  # noqa: BLE001 - an interceptor's; it must not break the Reef
+            log.error("request %s: nobody tells its asker: %s", posted.header.id, shown(refusal))
+            return
         self._ledger.published += 1
-        answer = self._compose(posted, agent, {"error": text}, {FAILURE: text})
         self._publisher.send_reply(answer, posted)
 
     def close(self, error: Exception) -> None:

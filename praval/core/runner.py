@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from praval.core.ledger import Ledger
     from praval.core.reef import Reef
     from praval.core.requests import Pending
+    from praval.core.tree import Watch
 
 log = logging.getLogger("praval.runner")
 
@@ -164,6 +165,10 @@ class AgentRunner:
     def _most_attempts(self) -> float:
         return self.agent.options.retries + 1 + CRASHES
 
+    def _may_start(self, watch: Watch) -> bool:
+        """Ask whoever waits for a tree for leave to handle one of its deliveries."""
+        return watch.start()
+
     def accepted(self, posted: Posted) -> None:
         """Remember that this process holds a delivery, until the journal's have been taken back."""
         if self._fresh is not None:
@@ -269,7 +274,11 @@ class AgentRunner:
                         self._expire(worker, posted)
                         continue
                     tree = posted.tree
-                    if tree is not None and tree.watch is not None and not tree.watch.start():
+                    if (
+                        tree is not None
+                        and tree.watch is not None
+                        and not self._may_start(tree.watch)
+                    ):
                         self.lose(worker, posted, Outcome.CANCELLED, Reason.STOPPED)
                         continue
                     load = posted.load
@@ -294,7 +303,7 @@ class AgentRunner:
                         ledger.pending -= 1
                         if not ledger.pending:
                             ledger.became_idle()
-                    elif ended:
+                    elif isinstance(value, Ending):
                         self._end(worker, posted, value)
                     else:
                         self._settle(worker, posted, _HANDLED)
@@ -561,7 +570,7 @@ class AgentRunner:
         if posted.attempt > self._most_attempts:
             error = CrashLoopError(
                 f"Spore {posted.header.id} was begun {posted.attempt - 1} times by agent "
-                f"{self.name!r}, whose process died each time."
+                f"{self.name!r}, whose process or task died each time."
             )
             self.lose(None, posted, Outcome.FAILED, Reason.CRASH_LOOP, error)
         else:

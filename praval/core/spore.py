@@ -27,6 +27,8 @@ CONTENT_TYPE = "application/vnd.praval.spore+json"
 SCHEMA_VERSION = 1
 MAX_SIZE = 1_048_576
 """Default limit of encoded knowledge, in bytes."""
+HEADER_ROOM = 65_536
+"""Bytes that a spore on the wire may take beyond its knowledge."""
 DEFAULT_PRIORITY = 5
 MAX_DEPTH = 256
 """Most levels of nesting. A fixed limit, so that whoever can send a spore can read it too."""
@@ -389,7 +391,7 @@ def read_wire(data: bytes, limit: int) -> tuple[Header, bytes, int]:
     """
     if not isinstance(data, (bytes, bytearray, memoryview)):
         raise MalformedSporeError(f"A spore is read from bytes, not from {type(data).__name__}.")
-    if len(data) > limit + 65_536:
+    if len(data) > limit + HEADER_ROOM:
         raise SporeTooLargeError(f"A spore of {len(data)} bytes came in; the limit is {limit}.")
     try:
         wire = _wire_decoder.decode(data)

@@ -56,6 +56,12 @@ class Inbound(Wire):
         if not self._held:
             self._ended.set()
 
+    def leave_off(self) -> None:
+        """If it has not ended, nobody sees to that any more: whoever waits is to give it back."""
+        if not self._ended.is_set():
+            self.reason = Reason.CLOSED
+            self._ended.set()
+
     async def ended(self) -> None:
         """Wait until it may be acknowledged, or given back if it was ``returned``.
 
@@ -103,6 +109,10 @@ class Outward(Wire):
     def lost(self, outcome: Outcome, reason: Reason, error: BaseException | None) -> None:
         """See :class:`Wire`."""
         self._receipt.recipients = 0
+        if self._cause is not None and reason in RETURNED:
+            self._cause.lost(outcome, reason, error)  # to be handled again, so as to emit it again
+        if outcome is Outcome.DUPLICATE:
+            return  # it is on its way under this id
         if reason is Reason.NO_RECIPIENT or (reason is Reason.UNKNOWN_AGENT and not self._explicit):
             return  # counted; nobody made a mistake that could be told here
         self._receipt.error = error or TransportError(

@@ -94,9 +94,9 @@ def _spoil() -> None:
     if FLAW == "no-dedup":
         is_new = Bridge._is_new
 
-        async def is_always_new(self: Any, key: Any, posted: Any, delivery: Any) -> bool:
+        async def is_always_new(self: Any, key: Any, posted: Any) -> bool:
             posted.header = msgspec.structs.replace(posted.header, id=new_id())
-            return await is_new(self, (posted.header.id, key[1]), posted, delivery)
+            return await is_new(self, (posted.header.id, key[1]), posted)
 
         Bridge._is_new = is_always_new  # type: ignore[method-assign]
 
