@@ -18,12 +18,14 @@ import pytest
 from praval import Outcome, Reason, Reef, Spore, agent, astart_agents, broadcast, configure
 from praval.core.agent import AgentDefinition
 from praval.core.session import run_tree
+from praval.core.spore import SporeType
 from praval.core.transport import Confirmation, Delivery, MessageTransport, transport_connection
 from praval.errors import (
     ConfigurationError,
     RequestCycleError,
     RequestFailedError,
     RequestTimeoutError,
+    SporeTooLargeError,
     TransportError,
     TransportTimeoutError,
     UnknownAgentError,
@@ -861,3 +863,72 @@ async def test_a_reef_leaves_nothing_subscribed_on_a_transport_that_is_not_its_o
             pass
         bus = local._buses[asyncio.get_running_loop()][url.removeprefix("local://")]
         assert len(bus.private) == before
+
+
+# -- strangers, sizes, comings and goings ----------------------------------------------------
+
+
+async def test_an_agent_that_is_removed_is_known_to_be_gone_at_once(url: str) -> None:
+    """Nobody waits for its receipts, or for its next announcement."""
+    async with (
+        Reef(listener("a", []), listener("b", []), transport=url) as here,
+        Reef(transport=url) as there,
+    ):
+        await until(lambda: len(there.agents()) == 2, "both are known")
+        await here.remove("a")
+        await until(lambda: [each.name for each in there.agents()] == ["b"], "one is gone")
+
+
+async def test_a_spore_that_no_host_would_read_is_refused_before_it_leaves(url: str) -> None:
+    """Headers count, too: what a receiver refuses would be lost to its publisher."""
+    async with Reef(listener("a", []), transport=url), Reef(transport=url) as sender:
+        with pytest.raises(SporeTooLargeError, match="with its headers"):
+            await sender.broadcast({"n": 1}, headers={"long": "x" * 1_200_000})
+        assert sender.ledger().rejected == 1
+        assert sender.ledger().balanced
+
+
+async def test_a_request_of_a_type_that_is_not_responded_to_fails_at_once(url: str) -> None:
+    """Its asker is told, and does not wait for the time-out."""
+    async with (
+        Reef(listener("picky", [], responds_to=["x"]), transport=url),
+        Reef(transport=url) as reef,
+    ):
+        with pytest.raises(RequestFailedError, match="does not respond to this type"):
+            await reef.request("picky", {"type": "y"}, timeout=60)
+
+
+async def test_a_reply_goes_to_an_inbox_and_nowhere_else(url: str) -> None:
+    """A stranger's request cannot make an agent publish on a channel of the stranger's choice."""
+    heard: list[Any] = []
+
+    @agent("clerk")
+    async def clerk(spore: Spore) -> dict[str, Any]:
+        return {"n": "secret"}
+
+    async with (
+        Reef(clerk, listener("ear", heard), transport=url, namespace="n") as reef,
+        transport_connection("local", {"url": url}) as stranger,
+    ):
+        request = Spore.create({}, to_agent="clerk", spore_type=SporeType.REQUEST, reply_to="main")
+        await stranger.publish("n.clerk_channel", request.to_bytes())
+        await until(lambda: reef.ledger().rejected == 1, "the reply was refused")
+        assert heard == []
+        assert reef.ledger().balanced
+
+
+async def test_receipts_go_to_inboxes_of_the_namespace_only(url: str) -> None:
+    """A stranger cannot make a Reef publish wherever the stranger likes."""
+    heard: list[Any] = []
+    told: list[Delivery] = []
+    async with (
+        Reef(listener("a", heard), transport=url, namespace="n") as reef,
+        transport_connection("local", {"url": url}) as stranger,
+    ):
+        await stranger.subscribe("elsewhere", told.append)
+        spore = Spore.create({"n": 1}, to_agent="a")
+        headers = {"receipt-to": "elsewhere"}
+        await stranger.publish("n.a_channel", spore.to_bytes(), headers=headers)
+        await until(lambda: heard, "it was handled")
+    assert told == []
+    assert reef.ledger().balanced
