@@ -68,6 +68,8 @@ class Run:
         self.log = folder / "worker.log"
         self._folder = folder
         self._flaw = flaw
+        # what is broken on purpose shows soon
+        self._spores = min(SPORES, 1500) if flaw else SPORES
         self._chance = random.Random(seed)
         self._protocol = protocol
         self._server = BROKERS[protocol](durable=True)
@@ -84,7 +86,14 @@ class Run:
             "reconnect_delay": 0.05,
             "confirm_timeout": 5,
         }
-        script = [sys.executable, TEAM, role, self._folder / f"{role}.sqlite", log, str(SPORES)]
+        script = [
+            sys.executable,
+            TEAM,
+            role,
+            self._folder / f"{role}.sqlite",
+            log,
+            str(self._spores),
+        ]
         with (self._folder / f"{role}.err").open("ab") as errors:
             self._processes[role] = subprocess.Popen(
                 [*script, self._flaw],
@@ -111,7 +120,11 @@ class Run:
             self.wait(lambda: "started" in self.log.read_text(), "the worker has started")
             self.start("source")
             for victim, moment in self._moments():
-                self.wait(lambda: self.handled >= moment, f"{moment} were handled")  # noqa: B023
+                self.wait(
+                    lambda: self.handled >= moment,  # noqa: B023
+                    f"{moment} were handled",
+                    must=not self._flaw,
+                )
                 if victim == "broker":
                     self._server.kill()
                     self._server.start()
@@ -136,11 +149,12 @@ class Run:
         return self._tally(time.monotonic() - begin)
 
     def _moments(self) -> list[tuple[str, int]]:
-        victims = ["worker"] * WORKER_KILLS + ["broker"] * BROKER_KILLS
+        kills = (2, 1) if self._flaw else (WORKER_KILLS, BROKER_KILLS)
+        victims = ["worker"] * kills[0] + ["broker"] * kills[1]
         if self._flaw == "no-outbox":
             victims.append("source")
         self._chance.shuffle(victims)
-        span = SPORES * 0.8 / len(victims)
+        span = self._spores * 0.8 / len(victims)
         return [
             (victim, int(span * (n + self._chance.uniform(0.3, 1))))
             for n, victim in enumerate(victims)
@@ -151,7 +165,7 @@ class Run:
         return self.log.read_bytes().count(b"\nend ")
 
     def _all_handled(self) -> bool:
-        return self.handled >= SPORES and len(set(self._ended())) == SPORES
+        return self.handled >= self._spores and len(set(self._ended())) == self._spores
 
     def _ended(self) -> list[str]:
         return [
