@@ -29,6 +29,9 @@ ROLE, JOURNAL, LOG, COUNT = sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys
 FLAW = sys.argv[5] if len(sys.argv) > 5 else ""
 TRANSPORT: dict[str, Any] = json.loads(os.environ["KILL_TEAM_TRANSPORT"])
 
+GO = LOG.with_suffix(".go")
+"""The file for which a source without an outbox waits: the broker is away then."""
+
 descriptor = os.open(LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
 
@@ -60,6 +63,9 @@ async def source(accepted: int) -> None:
                 await publishing
             note(f"accepted {number}")
 
+        note("connected")
+        while FLAW == "no-outbox" and not GO.exists():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
         for first in range(accepted, COUNT, 100):
             await asyncio.gather(*(publish(n) for n in range(first, min(first + 100, COUNT))))
         await reef.wait_idle()

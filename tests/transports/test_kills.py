@@ -119,6 +119,8 @@ class Run:
             self.start("worker")
             self.wait(lambda: "started" in self.log.read_text(), "the worker has started")
             self.start("source")
+            if self._flaw == "no-outbox":
+                self._kill_source_while_broker_is_away()
             for victim, moment in self._moments():
                 self.wait(
                     lambda: self.handled >= moment,  # noqa: B023
@@ -148,11 +150,20 @@ class Run:
             self._server.close()
         return self._tally(time.monotonic() - begin)
 
+    def _kill_source_while_broker_is_away(self) -> None:
+        """What it calls accepted meanwhile is in its memory only, and dies with it."""
+        log = self._folder / "source.log"
+        self.wait(lambda: "connected" in log.read_text(), "the source is connected")
+        self._server.kill()
+        (self._folder / "source.go").touch()
+        self.wait(lambda: log.read_text().count("accepted ") >= 100, "it has begun")
+        self.kill("source")
+        self._server.start()
+        self.start("source")
+
     def _moments(self) -> list[tuple[str, int]]:
         kills = (2, 1) if self._flaw else (WORKER_KILLS, BROKER_KILLS)
         victims = ["worker"] * kills[0] + ["broker"] * kills[1]
-        if self._flaw == "no-outbox":
-            victims.append("source")
         self._chance.shuffle(victims)
         span = self._spores * 0.8 / len(victims)
         return [

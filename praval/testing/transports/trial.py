@@ -256,8 +256,10 @@ class Trial:
     ) -> None:
         """Expect that these came and nothing else: a last message shows that the rest is over.
 
-        The last one has the lowest priority and comes after all that was published before.
+        The last one has the lowest priority and comes after all that was published before on its
+        topic; the others' are waited for, since nothing is promised across topics.
         """
+        await inbox.wait(len(wanted))
         last = b"last of all"
         await publisher.publish(topic, last, priority=1)
         await self.until(lambda: last in inbox.bodies, f"a last message on {topic}")
