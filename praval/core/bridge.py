@@ -134,7 +134,7 @@ class Bridge:
         self._started = True
         for runner in self._reef.runners.values():
             await self.attach(runner)
-        await self._announce(asks=True)
+        await self._announce_in_time(asks=True)
         self._announcer = asyncio.create_task(self._keep_announcing(), name="praval:presence")
 
     async def attach(self, runner: AgentRunner) -> None:
@@ -453,11 +453,11 @@ class Bridge:
         topic = join(self._reef.namespace, "@presence")
         await self.transport.publish(topic, presence.encode(said), ttl=ttl)
 
-    async def _announce_in_time(self, *, leaves: bool = False) -> None:
+    async def _announce_in_time(self, *, asks: bool = False, leaves: bool = False) -> None:
         """Announce; if there is no broker for now, the next round will do better."""
         try:
             async with asyncio.timeout(PATIENCE):
-                await self._announce(leaves=leaves)
+                await self._announce(asks=asks, leaves=leaves)
         except (PravalError, TimeoutError) as error:
             log.warning("no announcement of presence: %s", error)
 
