@@ -422,9 +422,13 @@ class AgentRunner:
         late = isinstance(error, HandlerTimeoutError)
         reason = Reason.HANDLER_TIMEOUT if late else Reason.HANDLER_RAISED
         fatal = not isinstance(error, Exception)
-        if posted.attempt <= self.agent.options.retries and not fatal and not self.gone:
-            self._retry(worker, posted, error)
-            return
+        if posted.attempt <= self.agent.options.retries and not fatal:
+            if self.gone is None:
+                self._retry(worker, posted, error)
+                return
+            if posted.wire is not None and posted.wire.journal_prefix:
+                self._close_down(worker, posted)  # whoever gets it from the broker may retry
+                return
         self.lose(worker, posted, Outcome.FAILED, reason, error)
         if fatal:
             raise error

@@ -1,25 +1,21 @@
 """A Reef with a transport: several hosts share agents, and nothing is lost between them.
 
 Here the hosts are Reefs of one process on the local transport; on brokers, and with processes that
-are killed, the same is shown in tests/transports.
+are killed, the same is shown in tests/transports. What goes wrong is in test_bridge_trouble.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from praval import Outcome, Reason, Reef, Spore, agent, astart_agents, broadcast, configure
-from praval.core.agent import AgentDefinition
 from praval.core.session import run_tree
 from praval.core.spore import SporeType
-from praval.core.transport import Confirmation, Delivery, MessageTransport, transport_connection
+from praval.core.transport import Delivery, MessageTransport, transport_connection
 from praval.errors import (
     ConfigurationError,
     RequestCycleError,
@@ -31,78 +27,8 @@ from praval.errors import (
     UnknownAgentError,
     UnknownNameError,
 )
-from praval.settings import Settings, merge
 from praval_transports import local
-from praval_transports.local import LocalTransport
-
-_names = count()
-
-
-@pytest.fixture
-def url() -> str:
-    """A bus of this test's own."""
-    return f"local://bus{next(_names)}"
-
-
-def quick(**changes: Any) -> Settings:
-    """Settings with short waits."""
-    return merge(Settings(), {"reef_config": {"resend_after": 0.02, **changes}})
-
-
-async def until(holds: Callable[[], object], what: str) -> None:
-    """Wait until something is true."""
-    try:
-        async with asyncio.timeout(10):
-            while not holds():  # noqa: ASYNC110 - what is waited for has no event
-                await asyncio.sleep(0.002)
-    except TimeoutError:
-        pytest.fail(f"never happened: {what}")
-
-
-def unacknowledged(url: str, group: str) -> int:
-    """Messages that the broker has handed to members of a group and not heard of since."""
-    bus = local._buses[asyncio.get_running_loop()][url.removeprefix("local://")]
-    return sum(len(member._held) for member in bus.groups[group]._members)
-
-
-def listener(name: str, heard: list[Any], **options: Any) -> AgentDefinition:
-    """An agent that notes which number it got."""
-
-    @agent(name, **options)
-    async def handler(spore: Spore) -> None:
-        heard.append((name, spore.knowledge.get("n")))
-
-    return handler
-
-
-class Broken(LocalTransport):
-    """A local transport whose publishing can be held up, lost or made to fail."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open = asyncio.Event()
-        self.open.set()
-        self.lose: Callable[[str], bool] = lambda topic: False
-        self.error: Exception | None = None
-
-    async def publish(self, topic: str, message: bytes, **options: Any) -> Confirmation:
-        await self.open.wait()
-        if self.error is not None:
-            raise self.error
-        if self.lose(topic):
-            return Confirmation(True)
-        return await super().publish(topic, message, **options)
-
-
-@asynccontextmanager
-async def broken(url: str) -> AsyncIterator[Broken]:
-    transport = Broken()
-    await transport.initialize({"url": url})
-    try:
-        yield transport
-    finally:
-        await transport.close()
-
+from tests.core.hosts import broken, listener, quick, unacknowledged, until
 
 # -- who hears what --------------------------------------------------------------------------
 
