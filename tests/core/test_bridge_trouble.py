@@ -44,7 +44,8 @@ def relay() -> AgentDefinition:
 async def test_what_was_emitted_and_not_confirmed_is_emitted_again_elsewhere(url: str) -> None:
     """A Reef that closes gives the input back, or the emission would be lost with it."""
     heard: list[Any] = []
-    async with Reef(listener("sink", heard, responds_to=["out"]), transport=url) as other:
+    sink, once = listener("sink", heard, responds_to=["out"]), quick(receipt="broker")
+    async with Reef(sink, transport=url, settings=once) as other:
         async with broken(url) as transport:
             reef = Reef(relay(), transport=transport, settings=quick(drain_timeout=0.01))
             async with reef:
@@ -147,16 +148,17 @@ async def test_who_gives_up_waiting_for_a_move_leaves_no_deaf_agent(url: str) ->
         begun.set()
         await go_on.wait()
 
-    async with Reef(a, transport=url) as reef:
+    async with broken(url) as transport, Reef(a, transport=transport) as reef:
         first = asyncio.create_task(reef.broadcast({"n": 1}))
         await begun.wait()
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
                 await reef.add(a, main="x")
         go_on.set()
-        await reef.add(a, main="x")  # waits for the one that goes on
+        moved = lambda: any(each.hears(("praval", "x")) for each in transport._listenings)  # noqa: E731
+        await until(moved, "it hears the new channel")
         await reef.broadcast({"n": 2}, channel="x")
-        await until(lambda: heard == ["main", "x"], "it hears the new channel")
+        await until(lambda: heard == ["main", "x"], "and handles what comes there")
         await first
 
 
@@ -169,7 +171,11 @@ async def test_other_hosts_learn_at_once_what_a_redefined_agent_responds_to(url:
 
         return a
 
-    async with Reef(define("old"), transport=url) as here, Reef(transport=url) as there:
+    rare = quick(presence_interval=60)
+    async with (
+        Reef(define("old"), transport=url, settings=rare) as here,
+        Reef(transport=url) as there,
+    ):
         types = lambda: [each.responds_to for each in there.agents()]  # noqa: E731
         await until(lambda: types() == [("old",)], "known")
         await here.add(define("new"))
