@@ -459,7 +459,9 @@ class Bridge:
             async with asyncio.timeout(PATIENCE):
                 await self._announce(asks=asks, leaves=leaves)
         except (PravalError, TimeoutError) as error:
-            log.warning("no announcement of presence: %s", error)
+            log.warning(
+                "no announcement of presence: %s", str(error) or f"{PATIENCE} s were not enough"
+            )
 
     async def _announce_changes(self) -> None:
         announces = self._announcer is not None and not self._announcer.done()

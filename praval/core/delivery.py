@@ -62,7 +62,7 @@ class Reason(enum.StrEnum):
     PUBLISHER_CANCELLED = "publisher was cancelled while waiting for room"
     HANDLER_CANCELLED = "handler was cancelled"
     REQUEST_CYCLE = "asker would wait for ever"
-    NOT_SENT = "no broker took it in its time to live"
+    NOT_SENT = "no broker confirmed it in its time to live"
     NO_RECEIPT = "no receipt in its time to live; it may have been handled"
     TRANSPORT = "transport refused it"
     MALFORMED = "not a spore"

@@ -7,6 +7,7 @@ With a journal it is the outbox of the textbooks: what was accepted goes out aft
 
 Without a receipt in time a spore is sent again under the same id; receivers know ids. What nobody
 confirmed in its time to live is a dead letter, whose reason says whether it may have been handled.
+While it waits for receipts, a spore holds its ``key``: the next of that key is not sent before.
 """
 
 from __future__ import annotations
@@ -183,7 +184,7 @@ class Outbox(AgentRunner):
         else:
             cause = f" The last error: {posted.last_error}" if posted.last_error else ""
             error = ExpiredError(
-                f"No broker took spore {posted.header.id} in its time to live.{cause}"
+                f"No broker has confirmed spore {posted.header.id} in its time to live.{cause}"
             )
             self.lose(worker, posted, Outcome.EXPIRED, Reason.NOT_SENT, error)
 
