@@ -59,10 +59,13 @@ class ReefSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     its receivers. Until then it stays in the outbox, which dies with its process unless there is
     a journal. None: "receiver" where a broker's word is not enough (MQTT), else "broker"."""
     resend_after: Positive = 5.0
-    """Seconds without a receipt after which a spore is sent again; doubles up to a minute.
+    """Seconds without a receipt after which a spore is sent again; the wait doubles up to 20.
 
-    Where an agent has replicas, keep it well above the slowest handler: the copy may reach another
-    replica, which does not know that the spore is at work elsewhere, and handles it too."""
+    Not while a receiver says that it has the spore, or works on what was sent before it."""
+    unreceipted_capacity: Count = 500
+    """Spores of which the receipt of one agent may be missing before publishers to it wait (or as
+    ``overflow`` says). What handlers emit does not wait. Keep it, times the hosts that send, below
+    what a broker keeps for an absent agent (Mosquitto: ``max_queued_messages``)."""
     presence_interval: Positive = 10.0
     """How often a Reef with a transport says which agents it has."""
 

@@ -4,7 +4,8 @@ Out: everything that is published goes through the :class:`~praval.core.outbox.O
 of its channel or receiver. In: every agent is a group of its own at the broker, so agents of one
 name share the work on all hosts, and agents of different names each get a copy. What comes in is
 acknowledged when its handling has ended *and* what it emitted is safe (see ``praval.core.wire``).
-Ids that were handled before are known and not handled again.
+Ids that were handled before are known and not handled again; what another replica may have got
+as well is claimed from its sender first (see ``praval.core.receipts``).
 
 Topics, all under the namespace: ``<channel>``, ``<agent>_channel``, ``@inbox-<replica>`` (replies
 and receipts), ``@presence``.
@@ -20,11 +21,12 @@ import secrets
 from collections import OrderedDict, defaultdict
 from typing import TYPE_CHECKING
 
-from praval.core import presence, receipts
+from praval.core import receipts
+from praval.core.announcer import Announcer
 from praval.core.delivery import INBOUND, Outcome, Posted, Reason
+from praval.core.inbox import INBOX, Inbox
 from praval.core.outbox import Outbox
-from praval.core.presence import Presence
-from praval.core.receipts import ReceiptDesk
+from praval.core.receipts import Key
 from praval.core.spore import (
     CONTENT_TYPE,
     DEFAULT_PRIORITY,
@@ -56,8 +58,6 @@ log = logging.getLogger("praval.bridge")
 
 AT_ONCE = 1000
 """Messages of one agent that may be inside the Reef; the broker's prefetch is the real bound."""
-INBOX = "@inbox-"
-"""Beginning of the channel on which a Reef hears replies and receipts."""
 INBOX_AT_ONCE = 16
 SLACK = 300.0
 """Seconds that a transport keeps a spore beyond its time to live: the receiving Reef counts it."""
@@ -70,9 +70,6 @@ TOPICS = 4096
 
 PATIENCE = 7.0
 """Seconds for what is polite but not needed when the Reef closes."""
-
-Key = tuple[str, str]
-"""Spore id and agent."""
 
 
 class Bridge:
@@ -90,16 +87,12 @@ class Bridge:
         self.transport = transport
         self._wants_receipts = receipts
         self._max_size = reef.settings.security.max_message_size
-        config = reef.settings.reef_config
         journal = reef.journal
         self.replica = journal.replica_id if journal is not None else secrets.token_hex(16)
-        self.inbox = INBOX + self.replica
-        self._inbox_topic = join(reef.namespace, self.inbox)
-        self._inbox_topics = join(reef.namespace, INBOX)
-        """Beginning of the topics of all inboxes of the namespace."""
-        self.presence = Presence(config.presence_interval)
-        self.outbox = Outbox(reef, reef.books, self, config.resend_after)
-        self._desk = ReceiptDesk(self._send_receipts)
+        self._announcer = Announcer(reef, transport, self.replica)
+        self.presence = self._announcer.presence
+        self.inbox = Inbox(reef.namespace, self.replica, transport, self.presence, self._take_reply)
+        self.outbox = self.inbox.outbox = Outbox(reef, reef.books, self)
         self._own: list[Subscription | str] = []
         """Subscriptions that are not an agent's."""
         self._agents: dict[AgentRunner, tuple[list[str], Subscription | None]] = {}
@@ -111,31 +104,44 @@ class Bridge:
         """Attempts that were begun and did not end, in earlier processes with this journal too."""
         self._handled: OrderedDict[Key, None] = OrderedDict()
         self._topics: dict[tuple[str | None, str], str] = {}
-        self._said: set[presence.AgentCard] = set()
-        """What the last announcement told of our agents."""
-        self._announcer: asyncio.Task[None] | None = None
-        self._started = False
-        """Whether agents get what comes in for them: from start() to stop_intake()."""
+        self._attached = False
+        """Whether agents are subscribed: from start() to stop_intake()."""
+        self._gates: dict[AgentRunner, asyncio.Event] = {}
+        """Closed until the start hooks of an agent have run: it is not called before."""
 
     # -- life ----------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Hear the inbox, the other hosts, and what is for the agents; then say who is here."""
-        transport, namespace = self.transport, self._reef.namespace
+        """Hear the inbox and the other hosts."""
+        transport = self.transport
         _needs_groups(transport)
         for topic, callback, at_once in (
-            (self._inbox_topic, self._post, INBOX_AT_ONCE),
-            (join(namespace, "@presence"), self._hear, 1),
+            (self.inbox.topic, self.inbox.receive, INBOX_AT_ONCE),
+            (self._announcer.topic, self._announcer.hear, 1),
         ):
             handle = await transport.subscribe(topic, callback, concurrency=at_once)
             self._own.append(handle or topic)
-        if self._reef.journal is not None:
-            await self.outbox.recover(self._reef.journal)
-        self._started = True
+
+    async def attach_all(self) -> None:
+        """Let the agents be sent to, and go on with what an earlier process had to send.
+
+        What comes in for each of them waits for :meth:`admit`.
+        """
+        self._attached = True
         for runner in self._reef.runners.values():
             await self.attach(runner)
-        await self._announce_in_time(asks=True)
-        self._announcer = asyncio.create_task(self._keep_announcing(), name="praval:presence")
+        if self._reef.journal is not None:
+            await self.outbox.recover(self._reef.journal)
+
+    async def announce(self) -> None:
+        """Say who is here."""
+        self.inbox.start(self._open)
+        await self._announcer.start()
+
+    def admit(self, runner: AgentRunner) -> None:
+        """Let an agent handle what comes in for it: it has started."""
+        if (gate := self._gates.pop(runner, None)) is not None:
+            gate.set()
 
     async def attach(self, runner: AgentRunner) -> None:
         """Let an agent hear its channels, or others than before; tell the others of it."""
@@ -146,6 +152,8 @@ class Bridge:
                 await self._recall(runner.name)
             if self._is_wanted(runner) and (known is None or known[0] != topics):
                 await self._leave(runner)
+                if known is None:
+                    self._gates[runner] = asyncio.Event()
                 handle = await self.transport.subscribe(
                     topics,
                     functools.partial(self._receive, runner),
@@ -155,17 +163,18 @@ class Bridge:
                 self._agents[runner] = (topics, handle)
             if not self._is_wanted(runner):  # any more
                 await self._leave(runner)
-        await self._announce_changes()
+        await self._announcer.changed()
 
     def _is_wanted(self, runner: AgentRunner) -> bool:
-        """Whether an agent is to be subscribed. Before start() that is too early."""
-        return self._started and runner.gone is None
+        """Whether an agent is to be subscribed. Before attach_all() that is too early."""
+        return self._attached and runner.gone is None
 
     async def dismiss(self, runner: AgentRunner) -> None:
         """Let nothing more in for an agent that is removed; what is inside may finish."""
-        await self._announce_changes()
+        await self._announcer.changed()
         await self._leave(runner)
         self._moving.pop(runner, None)
+        self.admit(runner)
 
     async def _leave(self, runner: AgentRunner) -> None:
         topics, handle = self._agents.pop(runner, ([], None))
@@ -192,12 +201,11 @@ class Bridge:
 
     async def stop_intake(self) -> None:
         """Take in nothing more for any agent; returns when what is inside has ended."""
-        self._started = False
-        if self._announcer is not None:
-            self._announcer.cancel()
-            await asyncio.wait([self._announcer])
+        self._attached = False
+        for runner in list(self._gates):
+            self.admit(runner)  # what waits for it is given back
         results = await asyncio.gather(
-            self._announce_in_time(leaves=True),  # the others will miss us otherwise
+            self._announcer.leave(),
             *map(self._leave, list(self._agents)),
             return_exceptions=True,
         )
@@ -206,8 +214,8 @@ class Bridge:
                 log.warning("leaving the transport: %s", error)
 
     async def close(self) -> None:
-        """Send the receipts that are owed, and hear no more. The transport is its owner's."""
-        await self._desk.aclose(PATIENCE)
+        """Send the notes that are owed, and hear no more. The transport is its owner's."""
+        await self.inbox.aclose(PATIENCE)
         for handle in self._own:
             try:
                 await self.transport.unsubscribe(handle, patience=PATIENCE)
@@ -216,8 +224,13 @@ class Bridge:
 
     # -- out -----------------------------------------------------------------------------
 
-    async def publish(self, posted: Posted, *, receipt: bool) -> bool | None:
+    async def publish(self, posted: Posted, *, receipt: bool, resent: bool) -> bool | None:
         """Publish a spore; return whether it was routed (None: the broker does not say).
+
+        Args:
+            posted: the spore.
+            receipt: whether its receivers are to send receipts.
+            resent: whether a copy of it may be on its way already.
 
         Raises:
             TransportError: see :meth:`MessageTransport.publish`.
@@ -234,7 +247,9 @@ class Bridge:
             ttl = max(header.expires_at - self._reef.clock(), 0.0) + SLACK
         headers = {"content-type": CONTENT_TYPE}
         if receipt:
-            headers[receipts.HEADER] = self._inbox_topic
+            headers[receipts.HEADER] = self.inbox.topic
+        if resent:
+            headers[receipts.RESENT] = "1"
         confirmation = await self.transport.publish(
             self._topic(header),
             body,
@@ -264,14 +279,14 @@ class Bridge:
             self._topics[key] = topic
         return topic
 
-    def expected_receivers(self, posted: Posted) -> set[str]:
+    def expected_receivers(self, posted: Posted) -> frozenset[str]:
         """Return the agents whose receipts end a spore; none: the broker's word does."""
         header = posted.header
         watched = posted.tree is not None and posted.tree.watch is not None
         if header.spore_type is SporeType.RESPONSE or not (self._wants_receipts or watched):
-            return set()
+            return frozenset()
         if header.to_agent is not None:
-            return {header.to_agent}
+            return frozenset((header.to_agent,))
         return self.presence.receivers(header)
 
     def awaited(self, header: Header) -> bool:
@@ -280,9 +295,9 @@ class Bridge:
             return self.presence.is_here(header.channel.removeprefix(INBOX))
         return bool(self.presence.receivers(header))
 
-    def somebody_of(self, names: set[str]) -> bool:
-        """Whether one of these agents is at work somewhere."""
-        return not names.isdisjoint(self.presence.names())
+    def is_present(self, name: str) -> bool:
+        """Whether an agent is at work somewhere."""
+        return bool(self.presence.hosts_of(name))
 
     def only_here(self, name: str) -> bool:
         """Whether no other host has an agent of this name, as far as is known."""
@@ -303,14 +318,16 @@ class Bridge:
         posted = self._read(delivery)
         if not self._is_for(runner, posted):
             return
-        if runner.gone is not None:
+        if (gate := self._gates.get(runner)) is not None:
+            await gate.wait()
+        if runner.gone is not None or not self._attached:
             await asyncio.sleep(BREATH)  # the subscription is about to end
             raise GiveBack
         key = (posted.header.id, runner.name)
         inbound = self._open.get(key)
         try:
             if inbound is None:
-                inbound = await self._take(key, posted, runner)
+                inbound = await self._take(key, posted, runner, delivery)
             else:  # it came again while it is at work here
                 self._reef.books.count(posted, Outcome.DUPLICATE, Reason.SAME_ID)
                 await inbound.ended()
@@ -322,17 +339,25 @@ class Bridge:
             if runner.gone is None:  # its handler has cancelled its own task
                 self._attempts[key] = posted.attempt
             raise GiveBack
-        self._send_receipt(delivery, key)
+        if not inbound.refused and (inbox := self.inbox.wanting_receipt(delivery)) is not None:
+            self.inbox.send_receipt(key, inbox)
 
-    async def _take(self, key: Key, posted: Posted, runner: AgentRunner) -> Inbound:
+    async def _take(
+        self, key: Key, posted: Posted, runner: AgentRunner, delivery: Delivery
+    ) -> Inbound:
         """See to it that it is handled once; return when that has ended.
 
         Raises:
             JournalError: its beginning or its end could not be written down.
         """
-        inbound = self._open[key] = Inbound()
+        inbox = self.inbox.wanting_receipt(delivery)
+        inbound = self._open[key] = Inbound(inbox, self._reef.loop.time())
         try:
-            if await self._is_new(key, posted):
+            if inbox is not None and not await self.inbox.is_ours(key, inbox, delivery):
+                self._reef.books.count(posted, Outcome.DUPLICATE, Reason.ELSEWHERE)
+                inbound.refused = True
+                inbound.release()
+            elif await self._is_new(key, posted):
                 posted.wire = inbound
                 self._admit(posted, runner)
                 await inbound.ended()
@@ -350,10 +375,13 @@ class Bridge:
         """It has ended, which is told by whoever waited for it."""
         if self._open.get(key) is inbound:
             del self._open[key]
-        if self._reef.journal is None and not inbound.returned:
+        if self._reef.journal is None and not inbound.returned and not inbound.refused:
             self._handled[key] = None
             if len(self._handled) > REMEMBERED:
                 self._handled.popitem(last=False)
+
+    def _take_reply(self, delivery: Delivery) -> None:
+        self._reef.requests.answered(self._read(delivery))
 
     def _is_for(self, runner: AgentRunner, posted: Posted) -> bool:
         """Whether it concerns an agent; if not, that is counted, and the broker's copy done.
@@ -410,68 +438,6 @@ class Bridge:
             runner.lose(None, posted, Outcome.FILTERED, Reason.TYPE)
         else:
             runner.take_back(posted)
-
-    def _send_receipt(self, delivery: Delivery, key: Key) -> None:
-        inbox = delivery.headers.get(receipts.HEADER)
-        if inbox == self._inbox_topic:
-            self.outbox.received(*key)
-        elif inbox is not None and inbox.startswith(self._inbox_topics):
-            self._desk.owe(inbox, *key)
-
-    async def _send_receipts(self, inbox: str, body: bytes) -> None:
-        await self.transport.publish(inbox, body, headers={receipts.KIND: receipts.RECEIPTS})
-
-    def _post(self, delivery: Delivery) -> None:
-        """Take a message to the inbox: replies and receipts."""
-        if delivery.headers.get(receipts.KIND) != receipts.RECEIPTS:
-            self._reef.requests.answered(self._read(delivery))
-            return
-        try:
-            for spore_id, agent in receipts.decode(delivery):
-                self.outbox.received(spore_id, agent)
-        except MalformedSporeError as error:
-            raise Refuse(str(error)) from None
-
-    # -- presence ------------------------------------------------------------------------
-
-    async def _hear(self, delivery: Delivery) -> None:
-        try:
-            said = presence.decode(delivery)
-        except MalformedSporeError as error:
-            raise Refuse(str(error)) from None
-        if said.replica == self.replica:
-            return
-        self.presence.hear(said)
-        if said.asks and self._started:
-            await self._announce_in_time()
-
-    async def _announce(self, *, asks: bool = False, leaves: bool = False) -> None:
-        said = presence.announcement(self._reef, self.replica, asks=asks, leaves=leaves)
-        self._said = set(said.agents)
-        self.presence.hear(said)
-        ttl = self._reef.settings.reef_config.presence_interval
-        topic = join(self._reef.namespace, "@presence")
-        await self.transport.publish(topic, presence.encode(said), ttl=ttl)
-
-    async def _announce_in_time(self, *, asks: bool = False, leaves: bool = False) -> None:
-        """Announce; if there is no broker for now, the next round will do better."""
-        try:
-            async with asyncio.timeout(PATIENCE):
-                await self._announce(asks=asks, leaves=leaves)
-        except (PravalError, TimeoutError) as error:
-            log.warning(
-                "no announcement of presence: %s", str(error) or f"{PATIENCE} s were not enough"
-            )
-
-    async def _announce_changes(self) -> None:
-        announces = self._announcer is not None and not self._announcer.done()
-        if announces and set(map(presence.card_of, self._reef.runners.values())) != self._said:
-            await self._announce_in_time()
-
-    async def _keep_announcing(self) -> None:
-        while True:
-            await asyncio.sleep(self._reef.settings.reef_config.presence_interval)
-            await self._announce_in_time()
 
 
 def _needs_groups(transport: MessageTransport) -> None:

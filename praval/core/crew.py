@@ -112,21 +112,32 @@ class Crew:
         ]
         for runner in runners:
             self._routes.add(runner)
+        if self._reef.bridge is not None:
+            await self._reef.bridge.attach_all()
         for runner in runners:
             await self._run_hooks(runner.agent.start_hooks)
         for runner in runners:
             await self._recover(runner)
+            self._admit(runner)
 
     async def _welcome(self, runner: AgentRunner) -> None:
-        await self._run_hooks(runner.agent.start_hooks)
-        await self._recover(runner)
         if self._reef.bridge is not None:
             await self._reef.bridge.attach(runner)
+        try:
+            await self._run_hooks(runner.agent.start_hooks)
+            await self._recover(runner)
+        finally:
+            self._admit(runner)
+
+    def _admit(self, runner: AgentRunner) -> None:
+        if self._reef.bridge is not None:
+            self._reef.bridge.admit(runner)
 
     async def _renew(self, runner: AgentRunner, hooks: Sequence[Callable[..., Any]]) -> None:
         await self._run_hooks(hooks)
         if self._reef.bridge is not None:
             await self._reef.bridge.attach(runner)
+            self._reef.bridge.admit(runner)
 
     async def _recover(self, runner: AgentRunner) -> None:
         if self._reef.journal is not None:

@@ -55,6 +55,7 @@ class Reason(enum.StrEnum):
     JOURNAL = "journal could not be written"
     LATE_REPLY = "nobody waits for this reply any more"
     SAME_ID = "id seen before"
+    ELSEWHERE = "another replica has it"
     STOPPED = "its session was over"
     CLEARED = "channel cleared"
     AGENT_REMOVED = "agent removed"

@@ -12,13 +12,18 @@ While it waits for receipts, a spore holds its ``key``: the next of that key is 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
+from collections import Counter, OrderedDict, defaultdict
+from itertools import count
 from typing import TYPE_CHECKING
 
 from praval.core.agent import AgentDefinition, AgentOptions
+from praval.core.claims import LEASE
 from praval.core.context import current_posted
 from praval.core.delivery import OUTBOX, Ending, Outcome, Posted, Reason
+from praval.core.receipts import Key
 from praval.core.runner import AgentRunner, Worker
 from praval.core.spore import Header, Spore
 from praval.core.wire import Outward
@@ -41,18 +46,20 @@ log = logging.getLogger("praval.outbox")
 
 WINDOW = 256
 """Publications on their way to the broker at once."""
-SLOWEST = 60.0
+SLOWEST = 20.0
 """Longest wait, in seconds, before a spore is sent again."""
+REMEMBERED = 100_000
+"""Receipts that are remembered, so that a late copy of a spore is not handled elsewhere."""
 SENT, DELIVERED = Ending(Outcome.SENT), Ending(Outcome.DELIVERED)
 NOT_YET = Ending(None)
 
 
 class Parcel:
-    """What is known of a spore that was not done with at the first attempt."""
+    """What is known of a spore that takes more than one attempt, or receipts, to be done with."""
 
-    __slots__ = ("confirmed", "delay", "missing", "posted", "wanted")
+    __slots__ = ("claims", "confirmed", "delay", "missing", "number", "posted", "tried", "wanted")
 
-    def __init__(self, posted: Posted, missing: set[str], delay: float) -> None:
+    def __init__(self, posted: Posted, missing: set[str], delay: float, number: int) -> None:
         self.posted = posted
         self.missing = missing
         """Names of the agents whose receipt has not come."""
@@ -60,8 +67,14 @@ class Parcel:
         """Whether it takes receipts, and not only the broker's word, to end it."""
         self.delay = delay
         """Seconds until it is sent again."""
+        self.number = number
+        """In order of acceptance."""
+        self.tried = False
+        """Whether it was given to a broker, who may have it."""
         self.confirmed = False
         """Whether a broker has confirmed it at least once."""
+        self.claims: dict[str, tuple[str, float]] = {}
+        """Agent -> the replica that has it, and until when that holds, on the loop's clock."""
 
     @property
     def is_delivered(self) -> bool:
@@ -72,10 +85,20 @@ class Parcel:
 class Outbox(AgentRunner):
     """See the module. Used on the Reef's loop only."""
 
-    def __init__(self, reef: Reef, ledger: Ledger, bridge: Bridge, resend_after: float) -> None:
+    def __init__(self, reef: Reef, ledger: Ledger, bridge: Bridge) -> None:
+        config = reef.settings.reef_config
         self._bridge = bridge
-        self._resend_after = resend_after
+        self._resend_after = config.resend_after
+        self._most = config.unreceipted_capacity
         self._parcels: dict[str, Parcel] = {}
+        self._numbers = count()
+        self._load: Counter[str] = Counter()
+        """Agent -> spores whose receipt from it is missing."""
+        self._publishers: defaultdict[str, list[asyncio.Future[None]]] = defaultdict(list)
+        """Agent -> publishers that wait until fewer are missing."""
+        self._heard: dict[str, tuple[float, int]] = {}
+        """Agent -> when its last receipt came, on the loop's clock, and its newest parcel."""
+        self._receipted: OrderedDict[Key, None] = OrderedDict()
         definition = AgentDefinition("outbox", self._carry, AgentOptions(concurrency=WINDOW))
         definition.name = OUTBOX  # no agent of a user's can be called so
         super().__init__(definition, reef, ledger, "main")
@@ -99,29 +122,107 @@ class Outbox(AgentRunner):
     def _may_start(self, watch: Watch) -> bool:
         return not watch.stopped  # what is sent is handled, and counted, where it arrives
 
+    # -- room ----------------------------------------------------------------------------
+
+    def put(self, posted: Posted) -> None:
+        """See :class:`AgentRunner`."""
+        if posted.header.id not in self._parcels:
+            self._expect(posted)
+        super().put(posted)
+
+    def has_room(self, posted: Posted) -> bool:
+        """See :class:`AgentRunner`; a receiver that is far behind leaves no room either."""
+        return self.mailbox.has_room() and self._overloaded(posted) is None
+
+    async def wait_for_room(self, posted: Posted) -> None:
+        """See :class:`AgentRunner`."""
+        while self.gone is None and (name := self._overloaded(posted)) is not None:
+            future: asyncio.Future[None] = self.reef.loop.create_future()
+            self._publishers[name].append(future)
+            await future
+        if self.gone is None and not self.mailbox.has_room():
+            await super().wait_for_room(posted)
+
+    def why_full(self, posted: Posted) -> str:
+        """See :class:`AgentRunner`."""
+        if (name := self._overloaded(posted)) is None:
+            return super().why_full(posted)
+        return (
+            f"{self._load[name]} spores wait for a receipt from agent {name!r}, the most that may: "
+            "it is away, or too slow. Slow down, or raise reef_config.unreceipted_capacity."
+        )
+
+    def take_oldest(self, posted: Posted) -> Posted | None:
+        """See :class:`AgentRunner`."""
+        name = self._overloaded(posted)
+        if name is None:
+            return super().take_oldest(posted)
+        for parcel in self._parcels.values():
+            if name in parcel.missing and (timer := self.delayed.pop(parcel.posted, None)):
+                timer.cancel()
+                return parcel.posted
+        return None
+
+    def abandon(self, reason: Reason) -> None:
+        """See :class:`AgentRunner`."""
+        super().abandon(reason)
+        for name in list(self._publishers):
+            self._wake(name)
+
+    def _overloaded(self, posted: Posted) -> str | None:
+        """Return a receiver of which too many receipts are missing."""
+        for name in self._bridge.expected_receivers(posted):
+            if self._load[name] >= self._most:
+                return name
+        return None
+
+    def _expect(self, posted: Posted) -> Parcel | None:
+        """Note whose receipts a spore takes; None: it takes none."""
+        if not (missing := self._bridge.expected_receivers(posted)):
+            return None
+        return self._new_parcel(posted, set(missing))
+
+    def _new_parcel(self, posted: Posted, missing: set[str]) -> Parcel:
+        parcel = Parcel(posted, missing, self._resend_after, next(self._numbers))
+        self._parcels[posted.header.id] = parcel
+        self._load.update(missing)
+        return parcel
+
+    def _miss_no_more(self, name: str) -> None:
+        """One receipt less of this agent is missing."""
+        self._load[name] -= 1
+        if not self._load[name]:
+            del self._load[name]
+        if self._load[name] <= self._most // 2:
+            self._wake(name)
+
+    def _wake(self, name: str) -> None:
+        for future in self._publishers.pop(name, ()):
+            if not future.done():
+                future.set_result(None)
+
     # -- sending -------------------------------------------------------------------------
 
     async def _carry(self, spore: Spore) -> Ending:
         """Publish the current spore once."""
         posted = current_posted.get()
         assert posted is not None
-        parcel = self._parcels.get(spore.id)
-        if parcel is None:
-            missing = self._bridge.expected_receivers(posted)
-            if missing:
-                parcel = self._parcels[spore.id] = Parcel(posted, missing, self._resend_after)
-        elif parcel.is_delivered:
+        parcel = self._parcels.get(spore.id) or self._expect(posted)
+        if parcel is not None and parcel.is_delivered:
             return DELIVERED
-        elif parcel.confirmed and not self._bridge.somebody_of(parcel.missing):
-            return self._later(posted, parcel)  # it waits at the broker for them to come back
+        if parcel is not None and parcel.confirmed and self._is_under_way(parcel):
+            return self._later(posted, parcel, parcel.delay)
+        resent = parcel is not None and parcel.tried
+        if parcel is not None:
+            parcel.tried = True
         try:
             routed = await self._bridge.publish(
-                posted, receipt=parcel is not None and parcel.wanted
+                posted, receipt=parcel is not None and parcel.wanted, resent=resent
             )
         except (TransportTimeoutError, TransportConnectionError, TransportClosedError) as error:
             log.warning("spore %s is not sent yet: %s", spore.id, error)
             posted.last_error = error
-            return self._later(posted, parcel)
+            return self._again(posted, parcel)
         except PravalError as error:
             log.error("spore %s cannot be sent: %s", spore.id, error)
             return Ending(Outcome.REJECTED, Reason.TRANSPORT, error)
@@ -135,28 +236,49 @@ class Outbox(AgentRunner):
         if parcel is None or not parcel.wanted:
             return SENT
         parcel.confirmed = True
-        return self._later(posted, parcel) if parcel.missing else DELIVERED
+        return self._again(posted, parcel) if parcel.missing else DELIVERED
 
-    def _later(self, posted: Posted, parcel: Parcel | None) -> Ending:
-        """Keep it and send it again after a while, or when it expires."""
+    def _again(self, posted: Posted, parcel: Parcel | None) -> Ending:
+        """Send it again after a while that grows, or end it when it expires."""
         if parcel is None:
-            parcel = self._parcels[posted.header.id] = Parcel(posted, set(), self._resend_after)
-        delay, parcel.delay = parcel.delay, min(parcel.delay * 2, SLOWEST)
+            parcel = self._new_parcel(posted, set())
+            parcel.tried = True
+        delay, parcel.delay = parcel.delay, min(parcel.delay * 2, max(SLOWEST, self._resend_after))
+        return self._later(posted, parcel, delay)
+
+    def _later(self, posted: Posted, parcel: Parcel, delay: float) -> Ending:
+        """Look at it again after so many seconds, or when it expires."""
+        parcel.posted = posted
         if (expires_at := posted.header.expires_at) is not None:
             delay = min(delay, max(0.0, expires_at - self.reef.clock()))
         self.delayed[posted] = self.reef.loop.call_later(delay, self._requeue, posted)
         return NOT_YET
 
+    def _is_under_way(self, parcel: Parcel) -> bool:
+        """Whether all whose receipts are missing have a confirmed spore, or will get it."""
+        now = self.reef.loop.time()
+        return all(self._will_get(name, parcel, now) for name in parcel.missing)
+
+    def _will_get(self, name: str, parcel: Parcel, now: float) -> bool:
+        if not self._bridge.is_present(name):
+            return True  # it waits at the broker for the agent to come back
+        _, claimed_until = parcel.claims.get(name, ("", 0.0))
+        if claimed_until > now:
+            return True
+        heard_at, newest = self._heard.get(name, (-math.inf, 0))
+        # at work on what was sent before this one: its turn will come
+        return now - heard_at < self._resend_after and parcel.number > newest
+
     def _unroutable(self, posted: Posted, parcel: Parcel | None) -> Ending:
         header = posted.header
         if self._bridge.awaited(header):
-            return self._later(posted, parcel)
+            return self._again(posted, parcel)
         if header.to_agent is None:
             return Ending(Outcome.UNDELIVERABLE, Reason.NO_RECIPIENT)
         error = self._bridge.unknown_agent(header.to_agent)
         return Ending(Outcome.UNDELIVERABLE, Reason.UNKNOWN_AGENT, error)
 
-    # -- receipts ------------------------------------------------------------------------
+    # -- receipts and claims -------------------------------------------------------------
 
     def received(self, spore_id: str, agent: str) -> None:
         """Take a receipt: this agent is done with that spore."""
@@ -164,10 +286,30 @@ class Outbox(AgentRunner):
         if parcel is None or agent not in parcel.missing:
             return  # a second receipt, or one for a spore that has expired here
         parcel.missing.discard(agent)
+        self._miss_no_more(agent)
+        _, newest = self._heard.get(agent, (0.0, 0))
+        self._heard[agent] = (self.reef.loop.time(), max(newest, parcel.number))
+        self._receipted[spore_id, agent] = None
+        if len(self._receipted) > REMEMBERED:
+            self._receipted.popitem(last=False)
         if not parcel.missing and (timer := self.delayed.pop(parcel.posted, None)) is not None:
             timer.cancel()
             self._settle(None, parcel.posted, Outcome.DELIVERED)
         # else it is being sent again just now: the worker will see
+
+    def claim(self, spore_id: str, agent: str, replica: str) -> bool:
+        """Decide whether a replica of an agent may handle a spore; if so, for ``LEASE`` seconds."""
+        if (spore_id, agent) in self._receipted:
+            return False
+        parcel = self._parcels.get(spore_id)
+        if parcel is None:
+            return True  # an earlier process has sent it, or it has expired: the receiver judges
+        now = self.reef.loop.time()
+        holder, until = parcel.claims.get(agent, (replica, 0.0))
+        if holder != replica and until > now and not self._bridge.presence.lacks(holder, agent):
+            return False
+        parcel.claims[agent] = (replica, now + LEASE)
+        return True
 
     # -- ending --------------------------------------------------------------------------
 
@@ -189,7 +331,9 @@ class Outbox(AgentRunner):
             self.lose(worker, posted, Outcome.EXPIRED, Reason.NOT_SENT, error)
 
     def _settle(self, worker: Worker | None, posted: Posted, outcome: Outcome) -> None:
-        self._parcels.pop(posted.header.id, None)
+        if (parcel := self._parcels.pop(posted.header.id, None)) is not None:
+            for name in parcel.missing:
+                self._miss_no_more(name)
         super()._settle(worker, posted, outcome)
 
     @property

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Set
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -27,6 +28,8 @@ MISSED = 3
 """Intervals without a word after which a host is taken for gone."""
 MOST_HOSTS = 10_000
 """Most hosts that are remembered; announcements come from outside, so there must be a bound."""
+MOST_ANSWERS = 4096
+"""Most answers to "who hears this?" that are remembered."""
 
 
 class AgentCard(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -97,51 +100,96 @@ class Presence:
         self._patience = interval * MISSED
         self._clock = clock
         self._heard: dict[str, tuple[float, float, Announcement]] = {}
-        """Replica -> monotonic and UTC seconds, and what it said."""
+        """Replica -> monotonic and UTC seconds, and what it said; the longest silent first."""
+        self._departed: dict[str, None] = {}
+        """Replicas that left or fell silent, the latest last."""
+        self._replicas: dict[str, set[str]] = {}
+        """Agent -> replicas that have it, of those in ``_heard``."""
+        self._receivers: dict[tuple[str | None, str, str | None, str | None], frozenset[str]] = {}
+        """Answers of :meth:`receivers`, until somebody comes, goes or moves."""
 
     def hear(self, announcement: Announcement) -> None:
         """Take an announcement."""
-        self._heard.pop(announcement.replica, None)
-        if not announcement.leaves:
+        before = self._heard.pop(announcement.replica, None)
+        if announcement.leaves:
+            self._depart(announcement.replica)
+        else:
+            self._departed.pop(announcement.replica, None)
             if len(self._heard) >= MOST_HOSTS:
                 del self._heard[next(iter(self._heard))]  # the one not heard of for longest
+                before = None
             self._heard[announcement.replica] = (self._clock(), time.time(), announcement)
+        if before is None or announcement.leaves or before[2].agents != announcement.agents:
+            self._changed()
 
     def agents(self) -> list[AgentPresence]:
         """Return the agents of all hosts, by name, then host."""
+        self._forget_silent()
         found = [
             AgentPresence(
                 card.name, said.host, said.pid, said.replica, card.channels, card.responds_to, at
             )
-            for at, said in self._present()
+            for _, at, said in self._heard.values()
             for card in said.agents
         ]
         return sorted(found, key=lambda each: (each.name, each.host, each.pid))
 
-    def receivers(self, header: Header) -> set[str]:
+    def receivers(self, header: Header) -> frozenset[str]:
         """Return the names of the agents that are to receive a spore with this header."""
-        return {card.name for _, said in self._present() for card in said.agents
-                if card.hears(header)}  # fmt: skip
+        self._forget_silent()
+        question = (header.to_agent, header.channel, header.type, header.from_agent)
+        found = self._receivers.get(question)
+        if found is None:
+            cards = (card for _, _, said in self._heard.values() for card in said.agents)
+            found = frozenset(card.name for card in cards if card.hears(header))
+            if len(self._receivers) >= MOST_ANSWERS:
+                self._receivers.clear()
+            self._receivers[question] = found
+        return found
 
-    def hosts_of(self, name: str) -> set[str]:
+    def hosts_of(self, name: str) -> Set[str]:
         """Return the replicas that have an agent of this name."""
-        return {
-            said.replica
-            for _, said in self._present()
-            if any(card.name == name for card in said.agents)
-        }
+        self._forget_silent()
+        return self._replicas.get(name, frozenset())
 
     def is_here(self, replica: str) -> bool:
         """Whether a Reef is at work."""
-        return any(said.replica == replica for _, said in self._present())
+        self._forget_silent()
+        return replica in self._heard
 
-    def names(self) -> set[str]:
+    def lacks(self, replica: str, name: str) -> bool:
+        """Whether a replica is known to have no agent of this name at work (any more)."""
+        self._forget_silent()
+        if replica not in self._heard:
+            return replica in self._departed
+        return replica not in self._replicas.get(name, ())
+
+    def names(self) -> Set[str]:
         """Return the names of all agents."""
-        return {card.name for _, said in self._present() for card in said.agents}
+        self._forget_silent()
+        return self._replicas.keys()
 
-    def _present(self) -> Iterable[tuple[float, Announcement]]:
+    def _forget_silent(self) -> None:
+        """Forget who was not heard of for too long."""
         oldest = self._clock() - self._patience
-        return [(at, said) for heard, at, said in self._heard.values() if heard >= oldest]
+        silent = list(takewhile(lambda item: item[1][0] < oldest, self._heard.items()))
+        for replica, _ in silent:
+            del self._heard[replica]
+            self._depart(replica)
+        if silent:
+            self._changed()
+
+    def _depart(self, replica: str) -> None:
+        self._departed[replica] = None
+        if len(self._departed) > MOST_HOSTS:
+            del self._departed[next(iter(self._departed))]
+
+    def _changed(self) -> None:
+        self._receivers.clear()
+        self._replicas.clear()
+        for replica, (_, _, said) in self._heard.items():
+            for card in said.agents:
+                self._replicas.setdefault(card.name, set()).add(replica)
 
 
 def card_of(runner: AgentRunner) -> AgentCard:

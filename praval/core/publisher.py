@@ -231,9 +231,12 @@ class Publisher:
 
     def hand_over_at_once(self, posted: Posted, runner: AgentRunner, *, soft: bool) -> bool:
         """Give a request to its agent if that takes no waiting; else do nothing."""
-        mailbox, journal = runner.mailbox, self._ledger.journal
-        limit = self._hard_capacity if soft else mailbox.capacity
-        if journal is not None or mailbox.size >= limit or (mailbox.crowded and not soft):
+        if self._ledger.journal is not None:
+            return False
+        if soft:
+            if runner.mailbox.size >= self._hard_capacity:
+                return False
+        elif not runner.has_room(posted):
             return False
         self._ledger.published += 1
         self._ledger.accept(posted, 1)
@@ -269,7 +272,7 @@ class Publisher:
                 runner = left[0]
                 if (
                     self._is_filtered(posted, runner)  # takes no room, so waits for none
-                    or runner.mailbox.has_room()
+                    or runner.has_room(posted)
                     or await self._room(posted, runner, receipt)
                 ):
                     self._put(posted, runner)
@@ -288,17 +291,14 @@ class Publisher:
 
     async def _room(self, posted: Posted, runner: AgentRunner, receipt: Receipt) -> bool:
         """Make or await room in a full mailbox; False: the delivery has been settled instead."""
-        mailbox = runner.mailbox
         if self._overflow == "reject":
             self._reject(posted, runner, receipt)
             return False
         if self._overflow == "drop_oldest":
-            if (oldest := mailbox.take_oldest()) is not None:
+            if (oldest := runner.take_oldest(posted)) is not None:
                 runner.lose(None, oldest, Outcome.REJECTED, Reason.DROPPED_OLDEST)
             return True
-        await mailbox.wait_for_room()
-        while mailbox.size >= mailbox.capacity and runner.gone is None:
-            await mailbox.wait_for_room()
+        await runner.wait_for_room(posted)
         if runner.gone is not None:
             receipt.error = ReefClosedError(
                 f"Agent {runner.name!r} takes nothing any more: {runner.gone.value}."
@@ -470,10 +470,7 @@ class Publisher:
         return posted.header.to_agent is not None and not runner.responds(posted.header)
 
     def _reject(self, posted: Posted, runner: AgentRunner, receipt: Receipt) -> None:
-        error = MailboxFullError(
-            f"The mailbox of agent {runner.name!r} is full ({runner.mailbox.size} spores). Slow "
-            "down, give it concurrent=, or raise reef_config.channel_capacity."
-        )
+        error = MailboxFullError(runner.why_full(posted))
         receipt.rejected = (*receipt.rejected, runner.name)
         if posted.header.to_agent is not None:
             receipt.error = error

@@ -1,8 +1,12 @@
-"""Receipts: an agent tells the sender of a spore that it is done with it.
+"""Notes between the receivers of a spore and its sender: receipts, claims, and answers to claims.
 
-They are sent when the end of the handling is committed, many in one message when there are many.
-A receipt that gets lost is made up for by the sender, who sends the spore again: the id is known
-here, so it is not handled again, and the receipt is repeated.
+A **receipt** says that an agent is done with a spore. It is sent when the end of the handling is
+committed. One that gets lost is made up for by the sender, who sends the spore again.
+
+A **claim** says that a replica of an agent has a spore, or is about to handle it. The sender, who
+alone may have sent it more than once, grants it to one replica at a time and answers; the others
+drop their copies. A grant is a lease: a replica that handles a spore for long renews it, and
+meanwhile the sender does not send again. So replicas share the work without a store of their own.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
 
 import msgspec
 
@@ -19,40 +24,88 @@ log = logging.getLogger("praval.receipts")
 
 HEADER = "receipt-to"
 """Header of a message whose sender wants receipts: the topic of its inbox."""
-KIND, RECEIPTS = "kind", "receipts"
-"""Header, and its value, that tell receipts in an inbox from replies."""
+RESENT = "resent"
+"""Header of a message that may not be the only copy of its spore."""
+KIND = "kind"
+"""Header that tells notes in an inbox from replies."""
+RECEIPTS, CLAIMS, ANSWERS = "receipts", "claims", "answers"
+"""Values of that header."""
 MOST = 500
-"""Receipts in one message."""
+"""Notes in one message."""
 
-Receipts = list[tuple[str, str]]
-"""Spore id and the name of the agent that is done with it."""
+Key = tuple[str, str]
+"""Spore id and agent."""
+T = TypeVar("T")
 
-_decoder = msgspec.json.Decoder(Receipts)
+
+class Claims(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a replica has, or wants to handle."""
+
+    replica: str
+    keys: list[Key]
+    answer_to: str | None = None
+    """Topic of its inbox; None: it has these, and waits for no answer."""
 
 
-def decode(data: bytes) -> Receipts:
+class Answer(msgspec.Struct, frozen=True, array_like=True):
+    """Whether a replica may handle a spore."""
+
+    spore_id: str
+    agent: str
+    granted: bool
+
+
+_receipts = msgspec.json.Decoder(list[Key])
+_claims = msgspec.json.Decoder(Claims)
+_answers = msgspec.json.Decoder(list[Answer])
+encode: Callable[[object], bytes] = msgspec.json.Encoder().encode
+
+
+def decode(data: bytes) -> list[Key]:
     """Read a message of receipts.
 
     Raises:
         MalformedSporeError: it is none.
     """
+    return _decode(_receipts, data)
+
+
+def decode_claims(data: bytes) -> Claims:
+    """Read a message of claims.
+
+    Raises:
+        MalformedSporeError: it is none.
+    """
+    return _decode(_claims, data)
+
+
+def decode_answers(data: bytes) -> list[Answer]:
+    """Read a message of answers.
+
+    Raises:
+        MalformedSporeError: it is none.
+    """
+    return _decode(_answers, data)
+
+
+def _decode(decoder: msgspec.json.Decoder[T], data: bytes) -> T:
     try:
-        return _decoder.decode(data)
+        return decoder.decode(data)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise MalformedSporeError(f"These bytes are no receipts: {error}.") from None
+        raise MalformedSporeError(f"These bytes are no notes of this kind: {error}.") from None
 
 
-class ReceiptDesk:
-    """Sends receipts; one message at a time to each inbox, with all that came up meanwhile."""
+class NoteDesk(Generic[T]):
+    """Sends notes; one message at a time to each inbox, with all that came up meanwhile."""
 
-    def __init__(self, publish: Callable[[str, bytes], Awaitable[object]]) -> None:
-        self._publish = publish
-        self._owed: dict[str, Receipts] = {}
+    def __init__(self, send: Callable[[str, list[T]], Awaitable[object]]) -> None:
+        self._send = send
+        self._owed: dict[str, list[T]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
-    def owe(self, inbox: str, spore_id: str, agent: str) -> None:
-        """Send a receipt soon."""
-        self._owed.setdefault(inbox, []).append((spore_id, agent))
+    def owe(self, inbox: str, note: T) -> None:
+        """Send a note soon."""
+        self._owed.setdefault(inbox, []).append(note)
         if inbox not in self._tasks:
             self._tasks[inbox] = asyncio.get_running_loop().create_task(self._pay(inbox))
 
@@ -60,15 +113,15 @@ class ReceiptDesk:
         try:
             while owed := self._owed.pop(inbox, None):
                 for start in range(0, len(owed), MOST):
-                    await self._send(inbox, owed[start : start + MOST])
+                    await self._send_some(inbox, owed[start : start + MOST])
         finally:
             del self._tasks[inbox]  # before anybody can owe another: no await in between
 
-    async def _send(self, inbox: str, receipts: Receipts) -> None:
+    async def _send_some(self, inbox: str, notes: list[T]) -> None:
         try:
-            await self._publish(inbox, msgspec.json.encode(receipts))
+            await self._send(inbox, notes)
         except PravalError as error:
-            log.warning("%d receipts were not sent: %s", len(receipts), error)
+            log.warning("%d notes were not sent: %s", len(notes), error)
 
     async def aclose(self, seconds: float) -> None:
         """Send what is owed, ``seconds`` at most."""

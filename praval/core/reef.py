@@ -189,9 +189,11 @@ class Reef:
         if self.journal is not None:
             await self.books.restore(self.journal)
             self._housekeeping = self.loop.create_task(self._keep_house(self.journal))
-        await self._crew.start()
         if self.bridge is not None:
             await self.bridge.start()
+        await self._crew.start()
+        if self.bridge is not None:
+            await self.bridge.announce()
 
     async def _open_transport(self) -> MessageTransport | None:
         if not isinstance(self.transport_choice, Choice):
@@ -210,7 +212,7 @@ class Reef:
             receipt = "broker" if enough else "receiver"
         self.bridge = Bridge(self, transport, receipts=receipt == "receiver")
         self._routes.outbox = self.bridge.outbox
-        self.requests.inbox = self.bridge.inbox
+        self.requests.inbox = self.bridge.inbox.channel
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         await self.aclose(drain=error is None)
@@ -480,7 +482,7 @@ class Reef:
         runner = self._routes.runners.get(to)
         through: AgentRunner | None = runner
         if self.bridge is not None:
-            header = msgspec.structs.replace(posted.header, reply_to=self.bridge.inbox)
+            header = msgspec.structs.replace(posted.header, reply_to=self.bridge.inbox.channel)
             posted = msgspec.structs.replace(posted, header=header)
             through = self.bridge.outbox
             if runner is not None and not self.bridge.only_here(to):

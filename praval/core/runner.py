@@ -197,6 +197,28 @@ class AgentRunner:
         else:
             self.lose(None, posted, Outcome.CANCELLED, self.gone)
 
+    def has_room(self, posted: Posted) -> bool:
+        """Whether a publisher may put a spore now, without passing others that wait."""
+        return self.mailbox.has_room()
+
+    async def wait_for_room(self, posted: Posted) -> None:
+        """Wait until there is room for a spore, or the agent is gone."""
+        mailbox = self.mailbox
+        await mailbox.wait_for_room()
+        while mailbox.size >= mailbox.capacity and self.gone is None:
+            await mailbox.wait_for_room()
+
+    def why_full(self, posted: Posted) -> str:
+        """Say why there is no room for a spore, and what to do."""
+        return (
+            f"The mailbox of agent {self.name!r} is full ({self.mailbox.size} spores). Slow "
+            "down, give it concurrent=, or raise reef_config.channel_capacity."
+        )
+
+    def take_oldest(self, posted: Posted) -> Posted | None:
+        """Remove what has waited for longest, to make room for a spore; its caller settles it."""
+        return self.mailbox.take_oldest()
+
     def stir(self) -> None:
         """See to it that somebody takes what was put into the mailbox."""
         if self._idle:

@@ -20,11 +20,21 @@ RETURNED = (Reason.CLOSED, Reason.AGENT_REMOVED)
 class Inbound(Wire):
     """A spore that came in for one agent, and what its acknowledgement waits for."""
 
-    __slots__ = ("_ended", "_held", "mark", "outcome", "reason")
+    __slots__ = ("_ended", "_held", "inbox", "mark", "outcome", "reason", "refused", "since")
 
     journal_prefix = INBOUND
 
-    def __init__(self) -> None:
+    def __init__(self, inbox: str | None, since: float) -> None:
+        """Take a spore in.
+
+        Args:
+            inbox: the topic to which its receipt goes, if one is wanted.
+            since: seconds on the loop's clock.
+        """
+        self.inbox = inbox
+        self.since = since
+        self.refused = False
+        """Whether its sender has given it to another replica."""
         self.outcome: Outcome | None = None
         self.reason: Reason | None = None
         self.mark: asyncio.Future[Any] | None = None
@@ -36,6 +46,11 @@ class Inbound(Wire):
     def returned(self) -> bool:
         """See :class:`Wire`."""
         return self.reason in RETURNED
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is waited for any more."""
+        return self._ended.is_set()
 
     def lost(self, outcome: Outcome, reason: Reason, error: BaseException | None) -> None:
         """See :class:`Wire`."""
