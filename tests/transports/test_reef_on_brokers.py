@@ -197,6 +197,33 @@ async def test_a_spore_means_the_same_on_the_other_side(config: Config, namespac
     assert spore.expires_at == pytest.approx(spore.created_at + 99)
 
 
+async def test_replicas_share_slow_work_and_none_of_it_is_done_twice(
+    config: Config, namespace: str
+) -> None:
+    """Handlers slower than the sender's patience, and a backlog longer than it; an odd number."""
+    handled: list[int] = []
+
+    @agent("worker", concurrent=2)
+    async def worker(spore: Spore) -> None:
+        handled.append(spore.knowledge["n"])
+        await asyncio.sleep(1.5 if spore.knowledge["n"] == 0 else 0.4)  # the time of the work
+
+    async with (
+        Reef(worker, transport=config, namespace=namespace) as first,
+        Reef(worker, transport=config, namespace=namespace) as second,
+        Reef(transport=config, namespace=namespace, settings=patient()) as sender,
+    ):
+        for reef in (first, second, sender):
+            await until(lambda reef=reef: len(reef.agents()) == 2, "both replicas are known")
+        await asyncio.gather(*(sender.send("worker", {"n": n}) for n in range(21)))
+        await sender.wait_idle(20)
+        assert sender.ledger().delivered == 21
+        assert sorted(handled) == list(range(21))
+        for reef in (first, second):
+            assert reef.ledger().balanced
+            assert reef.ledger().handled > 0
+
+
 async def test_an_expired_spore_is_counted_where_it_arrives(config: Config, namespace: str) -> None:
     """The receiver judges the time to live at the moment of handling."""
     gate = asyncio.Event()

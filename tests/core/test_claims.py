@@ -1,0 +1,234 @@
+"""Replicas of an agent on several hosts: each spore is handled by one of them.
+
+On brokers the same is shown in tests/transports/test_reef_on_brokers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from praval import Reason, Reef, Spore, agent
+from praval.core import claims
+from praval.core.agent import AgentDefinition
+from praval.core.claims import ClaimDesk
+from praval.core.inbox import Inbox
+from praval.core.receipts import Answer, decode_claims
+from tests.core.hosts import broken, listener, quick, until
+
+SPORES = 21
+
+
+def slow_worker(handled: Counter[int], seconds: float) -> AgentDefinition:
+    """An agent that takes longer than its sender waits before it sends again."""
+
+    @agent("worker", concurrent=2)
+    async def worker(spore: Spore) -> None:
+        handled[spore.knowledge["n"]] += 1
+        await asyncio.sleep(seconds)  # the time of the handling, which is what is tested
+
+    return worker
+
+
+async def share(url: str, handled: Counter[int]) -> list[Reef]:
+    """Let two hosts handle spores that are sent again all the time."""
+    impatient = quick(receipt="receiver")
+    async with (
+        Reef(slow_worker(handled, 0.05), transport=url) as first,
+        Reef(slow_worker(handled, 0.05), transport=url) as second,
+        Reef(transport=url, settings=impatient) as sender,
+    ):
+        await until(lambda: len(sender.agents()) == 2, "both replicas are known")
+        await until(lambda: len(first.agents()) == len(second.agents()) == 2, "to each other, too")
+        await asyncio.gather(*(sender.send("worker", {"n": n}) for n in range(SPORES)))
+        await sender.wait_idle(10)
+        assert sender.ledger().delivered == SPORES
+        assert first.ledger().balanced
+        assert second.ledger().balanced
+    return [first, second]
+
+
+async def test_replicas_do_not_repeat_what_is_sent_again_while_one_is_at_it(url: str) -> None:
+    """Copies of a spore reach both replicas; its sender grants it to one."""
+    handled: Counter[int] = Counter()
+    reefs = await share(url, handled)
+    assert handled == dict.fromkeys(range(SPORES), 1)
+    assert all(reef.runners["worker"].counts[0] > 0 for reef in reefs), "both took a share"
+
+
+async def test_without_claims_replicas_would_repeat(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test above can fail: this is what it guards against."""
+
+    async def always(*_: object) -> bool:
+        return True
+
+    monkeypatch.setattr(Inbox, "is_ours", always)
+    handled: Counter[int] = Counter()
+    await share(url, handled)
+    assert max(handled.values()) > 1
+
+
+async def test_a_copy_that_another_replica_has_is_counted(url: str) -> None:
+    """It is a duplicate, for a reason of its own, and acknowledged."""
+    started, gate = asyncio.Event(), asyncio.Event()
+
+    @agent("worker", concurrent=True)
+    async def worker(spore: Spore) -> None:
+        started.set()
+        await gate.wait()
+
+    async with (
+        Reef(worker, transport=url) as first,
+        Reef(worker, transport=url) as second,
+        Reef(transport=url, settings=quick(receipt="receiver")) as sender,
+    ):
+        await until(lambda: len(sender.agents()) == 2, "both replicas are known")
+        sending = asyncio.ensure_future(sender.send("worker", {"n": 1}))
+        await started.wait()
+        (parcel,) = sender.bridge.outbox._parcels.values()  # type: ignore[union-attr]
+        await until(lambda: parcel.claims, "one of them has claimed it")
+        for _ in range(4):
+            await sender.bridge.publish(parcel.posted, receipt=True, resent=True)  # type: ignore[union-attr]
+        elsewhere = lambda: sum(  # noqa: E731
+            reef.ledger().reasons.get(Reason.ELSEWHERE.value, 0) for reef in (first, second)
+        )
+        await until(elsewhere, "the other one was refused")
+        gate.set()
+        await sending
+        await sender.wait_idle(10)
+        assert sum(reef.ledger().handled for reef in (first, second)) == 1
+
+
+async def test_what_a_long_handling_has_is_not_sent_again(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its claim is renewed all the time, by an agent without replicas, too."""
+    monkeypatch.setattr(claims, "RENEWAL", 0.01)
+    gate = asyncio.Event()
+    seen: list[int] = []
+
+    @agent("worker", concurrent=True)
+    async def worker(spore: Spore) -> None:
+        seen.append(spore.attempt)
+        await gate.wait()
+
+    async with (
+        broken(url) as transport,
+        Reef(worker, transport=url),
+        Reef(transport=transport, settings=quick(receipt="receiver")) as sender,
+    ):
+        await until(sender.agents, "the receiver is known")
+        sent: list[str] = []
+        transport.lose = lambda topic: bool(sent.append(topic))
+        await sender.send("worker", {"n": 1})
+        (parcel,) = sender.bridge.outbox._parcels.values()  # type: ignore[union-attr]
+        await until(lambda: parcel.claims, "claimed")
+        copies = len(sent)
+        until_then = parcel.claims["worker"][1]
+        await until(lambda: parcel.claims["worker"][1] > until_then + 0.1, "renewed")
+        assert len(sent) == copies, "0.1 s are five times the wait before it is sent again"
+        gate.set()
+        await sender.wait_idle(10)
+    assert seen == [1]
+
+
+async def test_what_a_replica_had_that_left_goes_to_another(url: str) -> None:
+    """Its claim does not keep the others from it."""
+    held, handled = asyncio.Event(), Counter[int]()
+
+    @agent("worker")
+    async def stuck(spore: Spore) -> None:
+        held.set()
+        await asyncio.Event().wait()
+
+    settings = quick(receipt="receiver", drain_timeout=0.05)
+    async with Reef(transport=url, settings=settings) as sender:
+        leaving = await Reef(stuck, transport=url, settings=settings).__aenter__()
+        await until(sender.agents, "the first replica is known")
+        await sender.send("worker", {"n": 1})
+        await held.wait()
+        async with Reef(slow_worker(handled, 0), transport=url):
+            await until(lambda: len(sender.agents()) == 2, "the second is known")
+            await leaving.aclose()
+            await sender.wait_idle(10)
+        assert sender.ledger().delivered == 1
+    assert handled == {1: 1}
+
+
+async def test_the_sender_grants_a_spore_to_one_replica_at_a_time(url: str) -> None:
+    """Until the claim lapses, the replica leaves, or its receipt comes."""
+    async with Reef(transport=url, settings=quick(receipt="receiver", resend_after=60)) as sender:
+        outbox = sender.bridge.outbox  # type: ignore[union-attr]
+        assert outbox.claim("unknown", "worker", "a"), "of an earlier process: better twice"
+        posted = sender.publisher.compose({"n": 1}, "worker_channel", "worker")
+        parcel = outbox._new_parcel(posted, {"worker"})
+        spore_id = posted.header.id
+        assert outbox.claim(spore_id, "worker", "a")
+        assert outbox.claim(spore_id, "worker", "a"), "renewed"
+        assert not outbox.claim(spore_id, "worker", "b")
+        parcel.claims["worker"] = ("a", sender.loop.time() - 1)
+        assert outbox.claim(spore_id, "worker", "b"), "the claim of a has lapsed"
+        assert not outbox.claim(spore_id, "worker", "a")
+        sender.bridge.presence._depart("b")  # type: ignore[union-attr]
+        assert outbox.claim(spore_id, "worker", "a"), "b has left"
+        outbox._parcels.pop(spore_id)
+        outbox._load.clear()
+        outbox._receipted[spore_id, "worker"] = None
+        assert not outbox.claim(spore_id, "worker", "a"), "it is done with"
+
+
+async def test_a_claim_is_made_again_until_it_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Notes may get lost; an answer for something else is no answer."""
+    monkeypatch.setattr(claims, "ANSWER_WITHIN", 0.01)
+    asked: list[Any] = []
+
+    async def send(inbox: str, kind: str, body: bytes) -> None:
+        asked.append((inbox, kind, decode_claims(body)))
+
+    desk = ClaimDesk("me", "n.@inbox-me", send, lambda inbox: True)
+    asking = asyncio.ensure_future(desk.may_handle("n.@inbox-you", ("s", "worker")))
+    await until(lambda: len(asked) >= 3, "asked again")
+    inbox, kind, said = asked[0]
+    assert (inbox, kind, said.replica, said.answer_to) == (
+        "n.@inbox-you", "claims", "me", "n.@inbox-me",
+    )  # fmt: skip
+    desk.answered(Answer("other", "worker", True))
+    desk.answered(Answer("s", "worker", False))
+    assert await asking is False
+    await desk.aclose(1)
+
+
+@pytest.mark.parametrize("present", [False, True])
+async def test_without_any_answer_a_spore_is_handled(
+    present: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its sender is gone, or does not answer for long: better twice than never."""
+    monkeypatch.setattr(claims, "ANSWER_WITHIN", 0.005)
+    asked: list[Any] = []
+
+    async def send(inbox: str, kind: str, body: bytes) -> None:
+        asked.append(body)
+
+    desk = ClaimDesk("me", "n.@inbox-me", send, lambda inbox: present)
+    assert await desk.may_handle("n.@inbox-you", ("s", "worker"))
+    assert len(asked) > 1 if present else len(asked) == 1
+    assert "no answer to the claim for spore s" in caplog.text
+    await desk.aclose(1)
+
+
+async def test_notes_that_are_none_are_refused(url: str) -> None:
+    """They come from outside."""
+    async with Reef(listener("a", []), transport=url) as reef:
+        inbox = reef.bridge.inbox.topic  # type: ignore[union-attr]
+        transport = reef.bridge.transport  # type: ignore[union-attr]
+        for kind in ("claims", "answers", "receipts", "novelties"):
+            for body in (b"", b"{}", b'{"replica":1,"keys":[]}', b"[[1]]", b"\xff"):
+                await transport.publish(inbox, body, headers={"kind": kind})
+        await until(lambda: transport.health().dead == 20, "all were refused")
+        assert reef.running
+        assert Reason.ELSEWHERE.value not in reef.ledger().reasons
