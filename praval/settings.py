@@ -57,7 +57,8 @@ class ReefSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     receipt: Literal["broker", "receiver"] | None = None
     """What ends a spore that left by a transport: the broker's confirmation, or receipts of all
     its receivers. Until then it stays in the outbox, which dies with its process unless there is
-    a journal. None: "receiver" where a broker's word is not enough (MQTT), else "broker"."""
+    a journal. None: "receiver" where a broker's word is not enough (MQTT) and for agents with
+    replicas on other hosts, who share out by the sender what came twice; else "broker"."""
     resend_after: Positive = 5.0
     """Seconds without a receipt after which a spore is sent again; the wait doubles up to 20.
 

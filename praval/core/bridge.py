@@ -75,17 +75,14 @@ PATIENCE = 7.0
 class Bridge:
     """See the module. Used on the Reef's loop only."""
 
-    def __init__(self, reef: Reef, transport: MessageTransport, *, receipts: bool) -> None:
-        """Connect a Reef and a transport that is open.
-
-        Args:
-            reef: the Reef.
-            transport: open; whoever opened it closes it.
-            receipts: whether a spore is done with only when its receivers say so.
-        """
+    def __init__(self, reef: Reef, transport: MessageTransport) -> None:
+        """Connect a Reef and a transport that is open; whoever opened it closes it."""
         self._reef = reef
         self.transport = transport
-        self._wants_receipts = receipts
+        able = transport.capabilities
+        self._receipt = reef.settings.reef_config.receipt
+        if self._receipt is None and not (able.takes_over and able.survives_broker_kill):
+            self._receipt = "receiver"
         self._max_size = reef.settings.security.max_message_size
         journal = reef.journal
         self.replica = journal.replica_id if journal is not None else secrets.token_hex(16)
@@ -282,12 +279,18 @@ class Bridge:
     def expected_receivers(self, posted: Posted) -> frozenset[str]:
         """Return the agents whose receipts end a spore; none: the broker's word does."""
         header = posted.header
+        if header.spore_type is SporeType.RESPONSE:
+            return frozenset()
         watched = posted.tree is not None and posted.tree.watch is not None
-        if header.spore_type is SporeType.RESPONSE or not (self._wants_receipts or watched):
+        if self._receipt == "broker" and not watched:
             return frozenset()
         if header.to_agent is not None:
-            return frozenset((header.to_agent,))
-        return self.presence.receivers(header)
+            names = frozenset((header.to_agent,))
+        else:
+            names = self.presence.receivers(header)
+        if self._receipt == "receiver" or watched:
+            return names
+        return frozenset(name for name in names if len(self.presence.hosts_of(name)) > 1)
 
     def awaited(self, header: Header) -> bool:
         """Whether somebody is there whom the broker should know: it will, once he is back."""

@@ -31,7 +31,7 @@ class ClaimDesk:
         self,
         replica: str,
         inbox: str,
-        send: Callable[[str, str, bytes], Awaitable[object]],
+        send: Callable[[str, str, bytes], Awaitable[bool]],
         is_here: Callable[[str], bool],
     ) -> None:
         """Make one.
@@ -85,8 +85,8 @@ class ClaimDesk:
             await asyncio.wait([self._renewals])
         await self._questions.aclose(seconds)
 
-    async def _ask(self, inbox: str, keys: list[Key]) -> None:
-        await self._send(inbox, CLAIMS, encode(Claims(self._replica, keys, self._inbox)))
+    async def _ask(self, inbox: str, keys: list[Key]) -> bool:
+        return await self._send(inbox, CLAIMS, encode(Claims(self._replica, keys, self._inbox)))
 
     async def _keep_renewing(self, at_work: Mapping[Key, Inbound]) -> None:
         clock = asyncio.get_running_loop().time
@@ -102,5 +102,5 @@ class ClaimDesk:
         finally:
             await renewals.aclose(0)
 
-    async def _renew(self, inbox: str, keys: list[Key]) -> None:
-        await self._send(inbox, CLAIMS, encode(Claims(self._replica, keys)))
+    async def _renew(self, inbox: str, keys: list[Key]) -> bool:
+        return await self._send(inbox, CLAIMS, encode(Claims(self._replica, keys)))

@@ -46,7 +46,7 @@ class Inbox:
         self._transport = transport
         self._presence = presence
         self._take_reply = take_reply
-        self._receipts = NoteDesk(self._send_receipts)
+        self._receipts = NoteDesk(self._send_receipts, insists=True)
         self._answers = NoteDesk(self._send_answers)
         self._claims = ClaimDesk(replica, self.topic, self._send, self._is_read)
 
@@ -69,7 +69,7 @@ class Inbox:
     async def is_ours(self, key: Key, inbox: str, delivery: Delivery) -> bool:
         """Whether no other replica handles it, nor has; its sender is asked if need be."""
         others = self._presence.hosts_of(key[1]) - {self._replica}
-        if not others and receipts.RESENT not in delivery.headers:
+        if not others and delivery.attempt == 1 and receipts.RESENT not in delivery.headers:
             return True
         if inbox == self.topic:
             return self.outbox.claim(*key, self._replica)
@@ -121,17 +121,20 @@ class Inbox:
 
     # -- what goes out -------------------------------------------------------------------
 
-    async def _send_receipts(self, inbox: str, keys: list[Key]) -> None:
-        await self._send(inbox, receipts.RECEIPTS, receipts.encode(keys))
+    async def _send_receipts(self, inbox: str, keys: list[Key]) -> bool:
+        return await self._send(inbox, receipts.RECEIPTS, receipts.encode(keys))
 
-    async def _send_answers(self, inbox: str, answers: list[Answer]) -> None:
-        await self._send(inbox, receipts.ANSWERS, receipts.encode(answers))
+    async def _send_answers(self, inbox: str, answers: list[Answer]) -> bool:
+        return await self._send(inbox, receipts.ANSWERS, receipts.encode(answers))
 
-    async def _send(self, inbox: str, kind: str, body: bytes) -> None:
+    async def _send(self, inbox: str, kind: str, body: bytes) -> bool:
+        """Send notes; return False if the broker says that nobody reads that inbox."""
         if inbox == self.topic:
             self._read(kind, body)
-        else:
-            await self._transport.publish(inbox, body, headers={receipts.KIND: kind})
+            return True
+        headers = {receipts.KIND: kind}
+        confirmation = await self._transport.publish(inbox, body, headers=headers)
+        return confirmation is None or confirmation.routed is not False
 
     def _is_read(self, inbox: str) -> bool:
         """Whether whoever reads the inbox of this topic is at work."""

@@ -99,6 +99,9 @@ class Outbox(AgentRunner):
         self._heard: dict[str, tuple[float, int]] = {}
         """Agent -> when its last receipt came, on the loop's clock, and its newest parcel."""
         self._receipted: OrderedDict[Key, None] = OrderedDict()
+        self._reconnects = 0
+        self._grace_until = -math.inf
+        """No claim lapses before: renewals and receipts could not come while there was no broker."""
         definition = AgentDefinition("outbox", self._carry, AgentOptions(concurrency=WINDOW))
         definition.name = OUTBOX  # no agent of a user's can be called so
         super().__init__(definition, reef, ledger, "main")
@@ -210,8 +213,8 @@ class Outbox(AgentRunner):
         parcel = self._parcels.get(spore.id) or self._expect(posted)
         if parcel is not None and parcel.is_delivered:
             return DELIVERED
-        if parcel is not None and parcel.confirmed and self._is_under_way(parcel):
-            return self._later(posted, parcel, parcel.delay)
+        if parcel is not None and parcel.confirmed and (wait := self._under_way(parcel)):
+            return self._later(posted, parcel, wait)
         resent = parcel is not None and parcel.tried
         if parcel is not None:
             parcel.tried = True
@@ -254,20 +257,21 @@ class Outbox(AgentRunner):
         self.delayed[posted] = self.reef.loop.call_later(delay, self._requeue, posted)
         return NOT_YET
 
-    def _is_under_way(self, parcel: Parcel) -> bool:
-        """Whether all whose receipts are missing have a confirmed spore, or will get it."""
+    def _under_way(self, parcel: Parcel) -> float:
+        """Return seconds for which those whose receipts are missing need no further copy."""
         now = self.reef.loop.time()
-        return all(self._will_get(name, parcel, now) for name in parcel.missing)
+        return min(self._needs_none_for(name, parcel, now) for name in parcel.missing)
 
-    def _will_get(self, name: str, parcel: Parcel, now: float) -> bool:
+    def _needs_none_for(self, name: str, parcel: Parcel, now: float) -> float:
         if not self._bridge.is_present(name):
-            return True  # it waits at the broker for the agent to come back
+            return parcel.delay  # it waits at the broker for the agent to come back
         _, claimed_until = parcel.claims.get(name, ("", 0.0))
         if claimed_until > now:
-            return True
+            return claimed_until - now
         heard_at, newest = self._heard.get(name, (-math.inf, 0))
-        # at work on what was sent before this one: its turn will come
-        return now - heard_at < self._resend_after and parcel.number > newest
+        if now - heard_at < self._resend_after and parcel.number > newest:
+            return self._resend_after  # at work on what was sent before: its turn will come
+        return 0.0
 
     def _unroutable(self, posted: Posted, parcel: Parcel | None) -> Ending:
         header = posted.header
@@ -305,7 +309,11 @@ class Outbox(AgentRunner):
         if parcel is None:
             return True  # an earlier process has sent it, or it has expired: the receiver judges
         now = self.reef.loop.time()
+        reconnects = self._bridge.transport.health().reconnects
+        if reconnects != self._reconnects:
+            self._reconnects, self._grace_until = reconnects, now + LEASE
         holder, until = parcel.claims.get(agent, (replica, 0.0))
+        until = max(until, self._grace_until)
         if holder != replica and until > now and not self._bridge.presence.lacks(holder, agent):
             return False
         parcel.claims[agent] = (replica, now + LEASE)

@@ -1,7 +1,8 @@
 """Notes between the receivers of a spore and its sender: receipts, claims, and answers to claims.
 
 A **receipt** says that an agent is done with a spore. It is sent when the end of the handling is
-committed. One that gets lost is made up for by the sender, who sends the spore again.
+committed, and again while it does not arrive. One that gets lost all the same is made up for by the
+sender, who sends the spore again.
 
 A **claim** says that a replica of an agent has a spore, or is about to handle it. The sender, who
 alone may have sent it more than once, grants it to one replica at a time and answers; the others
@@ -32,6 +33,10 @@ RECEIPTS, CLAIMS, ANSWERS = "receipts", "claims", "answers"
 """Values of that header."""
 MOST = 500
 """Notes in one message."""
+PATIENCE = 30.0
+"""Seconds for which a note that must arrive is sent again."""
+FIRST_DELAY, SLOWEST = 0.05, 0.5
+"""Seconds before it is sent for the second time; the wait doubles up to the other."""
 
 Key = tuple[str, str]
 """Spore id and agent."""
@@ -98,8 +103,18 @@ def _decode(decoder: msgspec.json.Decoder[T], data: bytes) -> T:
 class NoteDesk(Generic[T]):
     """Sends notes; one message at a time to each inbox, with all that came up meanwhile."""
 
-    def __init__(self, send: Callable[[str, list[T]], Awaitable[object]]) -> None:
+    def __init__(
+        self, send: Callable[[str, list[T]], Awaitable[bool]], *, insists: bool = False
+    ) -> None:
+        """Make one.
+
+        Args:
+            send: sends notes to an inbox; returns whether anybody reads it.
+            insists: keep trying, for ``PATIENCE`` seconds, when notes do not arrive: a broker or
+                a reader may be on its way back.
+        """
         self._send = send
+        self._insists = insists
         self._owed: dict[str, list[T]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
@@ -113,15 +128,25 @@ class NoteDesk(Generic[T]):
         try:
             while owed := self._owed.pop(inbox, None):
                 for start in range(0, len(owed), MOST):
-                    await self._send_some(inbox, owed[start : start + MOST])
+                    await self._deliver(inbox, owed[start : start + MOST])
         finally:
             del self._tasks[inbox]  # before anybody can owe another: no await in between
 
-    async def _send_some(self, inbox: str, notes: list[T]) -> None:
-        try:
-            await self._send(inbox, notes)
-        except PravalError as error:
-            log.warning("%d notes were not sent: %s", len(notes), error)
+    async def _deliver(self, inbox: str, notes: list[T]) -> None:
+        loop = asyncio.get_running_loop()
+        deadline, delay = loop.time() + PATIENCE, FIRST_DELAY
+        while True:
+            try:
+                if await self._send(inbox, notes):
+                    return
+                why = "nobody reads that inbox"
+            except PravalError as error:
+                why = str(error)
+            if not self._insists or loop.time() + delay > deadline:
+                log.warning("%d notes to %s were not sent: %s", len(notes), inbox, why)
+                return
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, SLOWEST)
 
     async def aclose(self, seconds: float) -> None:
         """Send what is owed, ``seconds`` at most."""

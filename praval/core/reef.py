@@ -205,12 +205,7 @@ class Reef:
         """Send all that is published over a transport, and hear what comes over it."""
         from praval.core.bridge import Bridge
 
-        receipt = self.settings.reef_config.receipt
-        if receipt is None:
-            able = transport.capabilities
-            enough = able.takes_over and able.survives_broker_kill
-            receipt = "broker" if enough else "receiver"
-        self.bridge = Bridge(self, transport, receipts=receipt == "receiver")
+        self.bridge = Bridge(self, transport)
         self._routes.outbox = self.bridge.outbox
         self.requests.inbox = self.bridge.inbox.channel
 

@@ -187,8 +187,9 @@ async def test_a_claim_is_made_again_until_it_is_answered(monkeypatch: pytest.Mo
     monkeypatch.setattr(claims, "ANSWER_WITHIN", 0.01)
     asked: list[Any] = []
 
-    async def send(inbox: str, kind: str, body: bytes) -> None:
+    async def send(inbox: str, kind: str, body: bytes) -> bool:
         asked.append((inbox, kind, decode_claims(body)))
+        return True
 
     desk = ClaimDesk("me", "n.@inbox-me", send, lambda inbox: True)
     asking = asyncio.ensure_future(desk.may_handle("n.@inbox-you", ("s", "worker")))
@@ -211,8 +212,9 @@ async def test_without_any_answer_a_spore_is_handled(
     monkeypatch.setattr(claims, "ANSWER_WITHIN", 0.005)
     asked: list[Any] = []
 
-    async def send(inbox: str, kind: str, body: bytes) -> None:
+    async def send(inbox: str, kind: str, body: bytes) -> bool:
         asked.append(body)
+        return True
 
     desk = ClaimDesk("me", "n.@inbox-me", send, lambda inbox: present)
     assert await desk.may_handle("n.@inbox-you", ("s", "worker"))

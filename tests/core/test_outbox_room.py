@@ -71,12 +71,16 @@ async def test_a_publisher_that_is_cancelled_while_it_waits_leaves_room(url: str
 async def test_the_overflow_policy_holds_for_receipts_too(url: str) -> None:
     """``reject`` raises and says which agent is behind; ``drop_oldest`` gives up the oldest."""
     await make_group(url, "away")
-    async with Reef(transport=url, settings=bounded(overflow="reject", drain_timeout=0.01)) as sender:
+    async with Reef(
+        transport=url, settings=bounded(overflow="reject", drain_timeout=0.01)
+    ) as sender:
         for n in range(ROOM):
             await sender.send("away", {"n": n})
         with pytest.raises(MailboxFullError, match="receipt from agent 'away'.*unreceipted"):
             await sender.send("away", {"n": ROOM})
-    async with Reef(transport=url, settings=bounded(overflow="drop_oldest", drain_timeout=0.01)) as sender:
+    async with Reef(
+        transport=url, settings=bounded(overflow="drop_oldest", drain_timeout=0.01)
+    ) as sender:
         for n in range(ROOM + 3):
             await sender.send("away", {"n": n})
         assert sender.ledger().reasons == {Reason.DROPPED_OLDEST.value: 3}

@@ -1,10 +1,10 @@
 """Two hosts that the kill tests kill: a source and a worker, each with a journal.
 
-``python kill_team.py source|worker JOURNAL LOG COUNT [FLAW]``; in the environment, as JSON,
+``python kill_team.py source|worker|worker2 JOURNAL LOG COUNT [FLAW]``; in the environment, as JSON,
 ``KILL_TEAM_TRANSPORT`` (its config) and ``KILL_TEAM_REEF_CONFIG``. The source publishes numbers
 (from the first that its log does not name as accepted) and ends when all of them are out. The
-worker handles them one at a time until it is told to end. Every event is one line, appended by a
-single write.
+worker handles them one at a time until it is told to end; two of them share the work, and a log.
+Every event is one line, appended by a single write, with the role of who wrote it at its end.
 
 ``FLAW`` breaks one promise on purpose, so that the test can be seen to fail: ``early-ack``,
 ``no-dedup``, ``no-outbox``.
@@ -37,7 +37,7 @@ descriptor = os.open(LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
 def note(line: str) -> None:
     """Append one line; what is written survives the death of this process."""
-    os.write(descriptor, f"{line}\n".encode())
+    os.write(descriptor, f"{line} {ROLE}\n".encode())
 
 
 @agent("worker", responds_to=["job"])

@@ -25,6 +25,8 @@ TEAM = Path(__file__).with_name("kill_team.py")
 SPORES = int(os.environ.get("PRAVAL_SOAK_SPORES", "1500"))
 WORKER_KILLS = int(os.environ.get("PRAVAL_SOAK_WORKER_KILLS", "2"))
 BROKER_KILLS = int(os.environ.get("PRAVAL_SOAK_BROKER_KILLS", "1"))
+UNDER_WAY = 150
+"""Spores that a replica may have handled without its sender having heard of it."""
 LIMIT = 60 + SPORES / 50
 """Seconds that one run may take."""
 
@@ -59,9 +61,20 @@ class Run:
         *,
         flaw: str = "",
         resend: float | None = None,
+        replicas: int = 1,
         seed: int = 7,
     ) -> None:
-        """``resend``: want receipts, and send again after so many seconds without one."""
+        """Prepare it.
+
+        Args:
+            protocol: which broker.
+            folder: for journals and logs.
+            flaw: the promise that is broken.
+            resend: want receipts, and send again after so many seconds without one.
+            replicas: workers that share the work, 1 or 2; they are killed in turn.
+            seed: of the moments of the kills.
+        """
+        self._workers = ("worker", "worker2")[:replicas]
         self._reef_config: dict[str, Any] = {"resend_after": 2}
         if resend is not None:
             self._reef_config = {"resend_after": resend, "receipt": "receiver"}
@@ -77,7 +90,7 @@ class Run:
         self.kills = Counter[str]()
 
     def start(self, role: str) -> None:
-        log = self._folder / f"{role}.log"
+        log = self.log if role in self._workers else self._folder / f"{role}.log"
         log.touch()
         config = {
             "protocol": self._protocol,
@@ -109,15 +122,15 @@ class Run:
         process = self._processes.pop(role)
         process.kill()
         process.wait()
-        self.kills[role] += 1
 
     def run(self) -> Tally:
         """Start all, kill at the moments that the seed chooses, wait until all is handled."""
         begin = time.monotonic()
         self._server.start()
         try:
-            self.start("worker")
-            self.wait(lambda: "started" in self.log.read_text(), "the worker has started")
+            for role in self._workers:
+                self.start(role)
+            self._wait_for_workers()
             self.start("source")
             if self._flaw == "no-outbox":
                 self._kill_source_while_broker_is_away()
@@ -128,27 +141,36 @@ class Run:
                     must=not self._flaw,
                 )
                 if victim == "broker":
+                    self._wait_for_workers()  # one that starts without a broker gives up
                     self._server.kill()
                     self._server.start()
                     self.kills["broker"] += 1
                 else:
-                    self.kill(victim)
-                    self.start(victim)
+                    role = self._workers[self.kills["worker"] % len(self._workers)]
+                    self.kill(role)
+                    self.kills["worker"] += 1
+                    self.start(role)
             source = self._processes["source"]
             self.wait(lambda: source.poll() is not None, "the source is done")
             assert source.returncode == 0, self.errors("source")
             self.wait(self._all_handled, "all were handled", must=not self._flaw)
-            # one that was killed while it started has not said so
-            last = lambda: self.log.read_text().rpartition("process")[2]  # noqa: E731
-            self.wait(lambda: "started" in last(), "it serves")
-            self._processes["worker"].terminate()
-            assert self._processes["worker"].wait(30) == 0, self.errors("worker")
+            self._wait_for_workers()
+            for role in self._workers:
+                self._processes[role].terminate()
+            for role in self._workers:
+                assert self._processes[role].wait(30) == 0, self.errors(role)
         finally:
             for process in self._processes.values():
                 process.kill()
                 process.wait()
             self._server.close()
         return self._tally(time.monotonic() - begin)
+
+    def _wait_for_workers(self) -> None:
+        """Wait until all serve; one that was killed while it started has not said so."""
+        last = lambda role: self.log.read_text().rpartition(f"process {role}\n")[2]  # noqa: E731
+        for role in self._workers:
+            self.wait(lambda: f"started {role}\n" in last(role), f"{role} serves")  # noqa: B023
 
     def _kill_source_while_broker_is_away(self) -> None:
         """What it calls accepted meanwhile is in its memory only, and dies with it."""
@@ -204,23 +226,24 @@ class Run:
             for line in (self._folder / "source.log").read_text().splitlines()
             if line.startswith("accepted ")
         }
-        # The worker handles one at a time: what a process began after another one, it began after
+        # A worker handles one at a time: what a process began after another one, it began after
         # the other's commit. So only the last one of each, when it is killed, may come again.
         committed: set[str] = set()
         begun: set[str] = set()
-        last, again, repeated = "", 0, 0
+        last: dict[str, str] = {}
+        again, repeated = 0, 0
         for line in self.log.read_text().splitlines():
-            word, _, number = line.partition(" ")
+            word, number, role = (line.split() + [""])[:3]
             if word == "process":
-                last = ""
+                last.pop(number, None)
             if word != "begin":
                 continue
             again += number in committed
             repeated += number in begun
-            if last:
-                committed.add(last)
+            if role in last:
+                committed.add(last[role])
             begun.add(number)
-            last = number
+            last[role] = number
         return Tally(
             accepted=len(accepted),
             lost=len(accepted - set(self._ended())),
@@ -246,6 +269,19 @@ def test_nothing_is_lost_or_repeated_when_hosts_and_brokers_are_killed(
     assert tally.again_after_commit == 0
     assert tally.repeated <= tally.worker_kills
     assert (tally.worker_kills, tally.broker_kills) == (WORKER_KILLS, BROKER_KILLS)
+
+
+@pytest.mark.timeout(int(LIMIT * 3))
+@pytest.mark.parametrize("protocol", BROKERS)
+def test_replicas_that_are_killed_in_turn_lose_nothing(
+    protocol: str, tmp_path: Path, record_property: Callable[[str, Any], None]
+) -> None:
+    """Only what a killed replica had under way, its receipts included, may come again."""
+    tally = Run(protocol, tmp_path, replicas=2).run()
+    record_property("tally", tally._asdict())
+    print(f"\n{protocol}, two replicas: {tally}")
+    assert (tally.accepted, tally.lost) == (SPORES, 0)
+    assert tally.repeated <= UNDER_WAY * tally.worker_kills
 
 
 @pytest.mark.timeout(int(LIMIT * 3))
