@@ -60,7 +60,7 @@ class ReefSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     a journal. None: "receiver" where a broker's word is not enough (MQTT) and for agents with
     replicas on other hosts, who share out by the sender what came twice; else "broker"."""
     resend_after: Positive = 5.0
-    """Seconds without a receipt after which a spore is sent again; the wait doubles up to 20.
+    """Seconds without a receipt after which a spore is sent again; the wait doubles up to 10.
 
     Not while a receiver says that it has the spore, or works on what was sent before it."""
     unreceipted_capacity: Count = 500

@@ -5,8 +5,10 @@ back-pressure), its workers publish them, and the ledger counts how each ended: 
 broker has confirmed, ``delivered`` when every agent that was to receive it has sent a receipt.
 With a journal it is the outbox of the textbooks: what was accepted goes out after a crash too.
 
-Without a receipt in time a spore is sent again under the same id; receivers know ids. What nobody
-confirmed in its time to live is a dead letter, whose reason says whether it may have been handled.
+Without a receipt in time a spore is sent again under the same id; receivers know ids, and of the
+replicas of an agent only the one handles it to which it is granted (:meth:`Outbox.claim`). What
+nobody confirmed in its time to live is a dead letter, whose reason says whether it may have been
+handled.
 While it waits for receipts, a spore holds its ``key``: the next of that key is not sent before.
 """
 
@@ -46,7 +48,7 @@ log = logging.getLogger("praval.outbox")
 
 WINDOW = 256
 """Publications on their way to the broker at once."""
-SLOWEST = 20.0
+SLOWEST = 10.0
 """Longest wait, in seconds, before a spore is sent again."""
 REMEMBERED = 100_000
 """Receipts that are remembered, so that a late copy of a spore is not handled elsewhere."""
@@ -101,7 +103,7 @@ class Outbox(AgentRunner):
         self._receipted: OrderedDict[Key, None] = OrderedDict()
         self._reconnects = 0
         self._grace_until = -math.inf
-        """No claim lapses before: renewals and receipts could not come while there was no broker."""
+        """No claim lapses before: without a broker, renewals and receipts could not come."""
         definition = AgentDefinition("outbox", self._carry, AgentOptions(concurrency=WINDOW))
         definition.name = OUTBOX  # no agent of a user's can be called so
         super().__init__(definition, reef, ledger, "main")

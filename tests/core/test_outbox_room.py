@@ -76,7 +76,7 @@ async def test_the_overflow_policy_holds_for_receipts_too(url: str) -> None:
     ) as sender:
         for n in range(ROOM):
             await sender.send("away", {"n": n})
-        with pytest.raises(MailboxFullError, match="receipt from agent 'away'.*unreceipted"):
+        with pytest.raises(MailboxFullError, match=r"receipt from agent 'away'.*unreceipted"):
             await sender.send("away", {"n": ROOM})
     async with Reef(
         transport=url, settings=bounded(overflow="drop_oldest", drain_timeout=0.01)

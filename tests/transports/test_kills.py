@@ -233,7 +233,7 @@ class Run:
         last: dict[str, str] = {}
         again, repeated = 0, 0
         for line in self.log.read_text().splitlines():
-            word, number, role = (line.split() + [""])[:3]
+            word, number, role = [*line.split(), ""][:3]
             if word == "process":
                 last.pop(number, None)
             if word != "begin":
