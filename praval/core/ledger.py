@@ -190,7 +190,7 @@ class Ledger(Tally):
             attempts=posted.attempt,
             at=self.clock(),
         )
-        self.dead_letters.append(letter)
+        self._keep(letter)
         if self.journal is None:
             return
         with contextlib.suppress(JournalError):  # it is dead: the Reef is told when it next begins
@@ -201,6 +201,12 @@ class Ledger(Tally):
                 letter.error,
                 posted.attempt,
             )
+
+    def _keep(self, letter: DeadLetter) -> None:
+        """Remember a dead letter; the oldest one makes room, and stays in the journal."""
+        if len(self.dead_letters) == self.dead_letters.maxlen:
+            self._dead_rows.pop(self.dead_letters[0].id, None)
+        self.dead_letters.append(letter)
 
     def _mark(
         self,
@@ -263,8 +269,8 @@ class Ledger(Tally):
                 attempts=entry.attempts,
                 at=entry.at,
             )
+            self._keep(letter)
             self._dead_rows[letter.id] = row
-            self.dead_letters.append(letter)
 
     def find_dead(self, letter_id: str) -> DeadLetter | None:
         """Return a dead letter by its id."""

@@ -566,6 +566,7 @@ class Reef:
 
         Raises:
             UnknownAgentError: no such letter, or its agent is gone.
+            ReefError: it is a reply, for which nobody waits any more.
         """
         if self._elsewhere():
             return await hop(self.loop, self.replay(letter_id))
@@ -574,6 +575,8 @@ class Reef:
         if letter is None:
             raise UnknownAgentError(f"No dead letter {letter_id!r}; see reef.dead_letters().")
         header = letter.spore.header
+        if header.spore_type is SporeType.RESPONSE:
+            raise ReefError(f"{letter_id!r} is a reply: whoever asked waits no more. Ask again.")
         posted = self.publisher.compose(
             letter.spore.knowledge,
             header.channel,

@@ -18,6 +18,7 @@ from praval.core.spore import SporeType
 from praval.core.transport import Delivery, MessageTransport, transport_connection
 from praval.errors import (
     ConfigurationError,
+    ReefError,
     RequestCycleError,
     RequestFailedError,
     RequestTimeoutError,
@@ -606,6 +607,30 @@ async def test_what_no_broker_takes_in_time_is_a_dead_letter(url: str) -> None:
         (letter,) = reef.dead_letters()
         assert letter.reason is Reason.NOT_SENT
         transport.error = None
+
+
+async def test_a_reply_that_could_not_be_sent_is_no_spore_to_replay(url: str) -> None:
+    """It is a dead letter for the record; its asker has given up long since."""
+
+    @agent("clerk")
+    async def clerk(spore: Spore) -> dict[str, Any]:
+        transport.error = TransportTimeoutError("nobody there")
+        return {"answer": 1}
+
+    async with (
+        broken(url) as transport,
+        Reef(clerk, transport=transport, settings=quick()) as reef,
+        Reef(transport=url) as asker,
+    ):
+        await until(asker.agents, "the clerk is known")
+        with pytest.raises(RequestTimeoutError):
+            await asker.request("clerk", {}, 0.1)
+        await until(reef.dead_letters, "the reply died")
+        (letter,) = reef.dead_letters()
+        transport.error = None
+        with pytest.raises(ReefError, match="is a reply"):
+            await reef.replay(letter.id)
+        assert reef.dead_letters() == [letter]
 
 
 async def test_a_publisher_that_gives_up_waiting_leaves_its_spore_in_the_outbox(url: str) -> None:

@@ -14,6 +14,7 @@ import pytest
 from praval import Outcome, Reason, Reef, Spore, agent, broadcast, configure
 from praval.core.delivery import Receipt
 from praval.errors import JournalLockedError
+from praval.settings import Settings, merge
 from praval.testing import TestReef
 
 TEAM = Path(__file__).with_name("persistence_team.py")
@@ -161,6 +162,24 @@ async def test_dead_letters_survive_and_can_be_replayed_once(tmp_path: Path) -> 
         assert reef.dead_letters() == []
     async with TestReef(moody, journal=path) as reef:
         assert reef.dead_letters() == []
+
+
+async def test_dead_letters_beyond_the_bound_stay_in_the_journal_alone(tmp_path: Path) -> None:
+    """In memory the oldest make room; the next start finds the latest again."""
+
+    @agent("broken")
+    def broken(spore: Spore) -> None:
+        raise ValueError(spore.knowledge["n"])
+
+    settings = merge(Settings(), {"reef_config": {"dead_letters": 2}})
+    for round_ in range(2):
+        async with Reef(broken, journal=tmp_path / "j", settings=settings) as reef:
+            for n in range(5):
+                await reef.send("broken", {"n": n})
+            await reef.wait_idle(10)
+            letters = reef.dead_letters()
+            assert [letter.spore.knowledge["n"] for letter in letters] == [3, 4], round_
+            assert {letter.id for letter in letters} == set(reef.books._dead_rows)
 
 
 async def test_a_failed_transaction_emits_nothing(tmp_path: Path) -> None:
