@@ -189,16 +189,18 @@ class ModelServer:
         self._tasks.add(task)
         self._writers.add(writer)
         self.connections += 1
+        import h11
+
         try:
             await self._talk(reader, writer)
-        except (ConnectionError, EOFError):
+        except (ConnectionError, EOFError, h11.RemoteProtocolError):  # it left, perhaps half-way
             self.deserted.release()
         finally:
-            self._tasks.discard(task)
-            self._writers.discard(writer)
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
+            self._writers.discard(writer)
+            self._tasks.discard(task)
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         import h11

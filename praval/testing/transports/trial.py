@@ -138,14 +138,15 @@ class Inbox:
         """The attempt of each call."""
         return [each.attempt for each in self.got]
 
-    async def wait(self, count: int) -> None:
+    async def wait(self, count: int, patience: float | None = None) -> None:
         """Wait for that many calls."""
+        patience = patience or self._patience
         try:
-            await until(lambda: len(self.got) >= count, "", self._patience)
+            await until(lambda: len(self.got) >= count, "", patience)
         except NonconformityError:
             raise NonconformityError(
                 f"{count} calls of a callback were expected, {len(self.got)} came in "
-                f"{self._patience:g} s: {_short(self.bodies)}"
+                f"{patience:g} s: {_short(self.bodies)}"
             ) from None
 
 

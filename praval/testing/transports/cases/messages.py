@@ -41,7 +41,7 @@ async def ten_megabytes(trial: Trial) -> str:
     await client.subscribe(topic, inbox, group=trial.group())
     body = os.urandom(10_000_000)
     await client.publish(topic, body)
-    await inbox.wait(1)
+    await inbox.wait(1, 50.0)  # on Mosquitto it has taken more than 10 s, seldom and unexplained
     expect_equal(_digest(inbox.got[0]), _digest(body), "length and SHA-256")
     return YES
 
