@@ -98,6 +98,19 @@ class SecuritySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_message_size: Count = 1_048_576
     enable_content_filtering: bool = False
     rate_limit_requests: Count | None = None
+    messages_per_minute: Positive | None = None
+    """What one peer may send to a Reef with ``security=``; None: no limit."""
+    burst_size: Count = 100
+    """How many of them at once."""
+    refusals_per_minute: Positive = 1000.0
+    """Messages that nobody is known to have signed, after which no more is looked at for a while;
+    ``burst_size`` of them at once."""
+    allow_peers: tuple[str, ...] | None = None
+    """Names from which a Reef with ``security=`` accepts spores; None: all that are certified."""
+    deny_peers: tuple[str, ...] = ()
+    """Names from which it accepts none."""
+    lease: Positive = 60.0
+    """Seconds until a sealed spore is begun again whose process has died; a live one renews."""
 
 
 class TransportSecuritySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

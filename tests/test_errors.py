@@ -176,7 +176,7 @@ SAMPLE: list[tuple[type[PravalError], Callable[[], Any], str]] = [
         "Raise timeout=",
     ),
     (errors.FeatureUnavailableError, lambda: echo.remember("x"), "does not have yet"),
-    (errors.FeatureUnavailableError, lambda: Reef(security=object()), "leave security="),
+    (errors.ConfigurationError, lambda: Reef(security=object()), "must be a Keyring"),  # type: ignore[arg-type]
 ]
 
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from praval.core import receipts
 from praval.core.announcer import Announcer
 from praval.core.delivery import INBOUND, Outcome, Posted, Reason
-from praval.core.inbox import INBOX, Inbox
+from praval.core.inbox import INBOX, AnyInbox, Inbox
 from praval.core.outbox import Outbox
 from praval.core.receipts import Key
 from praval.core.spore import (
@@ -51,6 +51,8 @@ from praval.errors import (
 from praval.plugins import near
 
 if TYPE_CHECKING:
+    from praval.core.card_channel import CardChannel
+    from praval.core.presence import Presence
     from praval.core.reef import Reef
     from praval.core.runner import AgentRunner
 
@@ -86,9 +88,9 @@ class Bridge:
         self._max_size = reef.settings.security.max_message_size
         journal = reef.journal
         self.replica = journal.replica_id if journal is not None else secrets.token_hex(16)
-        self._announcer = Announcer(reef, transport, self.replica)
-        self.presence = self._announcer.presence
-        self.inbox = Inbox(reef.namespace, self.replica, transport, self.presence, self._take_reply)
+        self._announcer: Announcer | CardChannel = self._make_announcer()
+        self.presence: Presence = self._announcer.presence
+        self.inbox: AnyInbox = self._make_inbox()
         self.outbox = self.inbox.outbox = Outbox(reef, reef.books, self)
         self._own: list[Subscription | str] = []
         """Subscriptions that are not an agent's."""
@@ -105,6 +107,15 @@ class Bridge:
         """Whether agents are subscribed: from start() to stop_intake()."""
         self._gates: dict[AgentRunner, asyncio.Event] = {}
         """Closed until the start hooks of an agent have run: it is not called before."""
+
+    def _make_announcer(self) -> Announcer | CardChannel:
+        return Announcer(self._reef, self.transport, self.replica)
+
+    def _make_inbox(self) -> AnyInbox:
+        self._notes = Inbox(
+            self._reef.namespace, self.replica, self.transport, self.presence, self._take_reply
+        )
+        return self._notes
 
     # -- life ----------------------------------------------------------------------------
 
@@ -143,7 +154,7 @@ class Bridge:
     async def attach(self, runner: AgentRunner) -> None:
         """Let an agent hear its channels, or others than before; tell the others of it."""
         async with self._moving[runner]:
-            topics = [join(self._reef.namespace, name) for name in dict.fromkeys(runner.channels)]
+            topics = self._topics_of(runner)
             known = self._agents.get(runner)
             if known is None:
                 await self._recall(runner.name)
@@ -161,6 +172,9 @@ class Bridge:
             if not self._is_wanted(runner):  # any more
                 await self._leave(runner)
         await self._announcer.changed()
+
+    def _topics_of(self, runner: AgentRunner) -> list[str]:
+        return [join(self._reef.namespace, name) for name in dict.fromkeys(runner.channels)]
 
     def _is_wanted(self, runner: AgentRunner) -> bool:
         """Whether an agent is to be subscribed. Before attach_all() that is too early."""
@@ -321,11 +335,7 @@ class Bridge:
         posted = self._read(delivery)
         if not self._is_for(runner, posted):
             return
-        if (gate := self._gates.get(runner)) is not None:
-            await gate.wait()
-        if runner.gone is not None or not self._attached:
-            await asyncio.sleep(BREATH)  # the subscription is about to end
-            raise GiveBack
+        await self._until_admitted(runner)
         key = (posted.header.id, runner.name)
         inbound = self._open.get(key)
         try:
@@ -342,8 +352,20 @@ class Bridge:
             if runner.gone is None:  # its handler has cancelled its own task
                 self._attempts[key] = posted.attempt
             raise GiveBack
-        if not inbound.refused and (inbox := self.inbox.wanting_receipt(delivery)) is not None:
-            self.inbox.send_receipt(key, inbox)
+        if not inbound.refused and (inbox := self._notes.wanting_receipt(delivery)) is not None:
+            self._notes.send_receipt(key, inbox)
+
+    async def _until_admitted(self, runner: AgentRunner) -> None:
+        """Wait until an agent may be called.
+
+        Raises:
+            GiveBack: it is to be called no more.
+        """
+        if (gate := self._gates.get(runner)) is not None:
+            await gate.wait()
+        if not self._is_wanted(runner):
+            await asyncio.sleep(BREATH)  # the subscription is about to end
+            raise GiveBack
 
     async def _take(
         self, key: Key, posted: Posted, runner: AgentRunner, delivery: Delivery
@@ -353,10 +375,10 @@ class Bridge:
         Raises:
             JournalError: its beginning or its end could not be written down.
         """
-        inbox = self.inbox.wanting_receipt(delivery)
+        inbox = self._notes.wanting_receipt(delivery)
         inbound = self._open[key] = Inbound(inbox, self._reef.loop.time())
         try:
-            if inbox is not None and not await self.inbox.is_ours(key, inbox, delivery):
+            if inbox is not None and not await self._notes.is_ours(key, inbox, delivery):
                 self._reef.books.count(posted, Outcome.DUPLICATE, Reason.ELSEWHERE)
                 inbound.refused = True
                 inbound.release()

@@ -68,6 +68,8 @@ class Reason(enum.StrEnum):
     TRANSPORT = "transport refused it"
     MALFORMED = "not a spore"
     MISROUTED = "addressed to another agent"
+    NO_CARD = "nobody to seal it to: no card that is good now"
+    SEALED = "sealed, and refused"
 
 
 OUTBOX = "@outbox"
@@ -92,6 +94,11 @@ class Wire:
 
     journal_prefix = ""
     """In front of the receiver's name in the journal."""
+
+    @property
+    def sender(self) -> str | None:
+        """The name that has signed it, if it was sealed."""
+        return None
 
     @property
     def returned(self) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from praval.core import receipts
 from praval.core.claims import ClaimDesk
@@ -23,6 +23,27 @@ if TYPE_CHECKING:
 
 INBOX = "@inbox-"
 """Beginning of the channel on which a Reef hears replies and notes."""
+
+
+class AnyInbox(Protocol):
+    """An inbox, sealed or not."""
+
+    outbox: Outbox
+    """Takes receipts; set by the bridge."""
+    channel: str
+    topic: str
+
+    def start(self, at_work: Mapping[Key, Inbound]) -> None:
+        """See to what is ``at_work`` from time to time."""
+        ...
+
+    async def receive(self, delivery: Delivery) -> None:
+        """Take a message to the inbox."""
+        ...
+
+    async def aclose(self, seconds: float) -> None:
+        """Send the notes that are owed, ``seconds`` at most."""
+        ...
 
 
 class Inbox:
@@ -84,7 +105,7 @@ class Inbox:
 
     # -- what comes in -------------------------------------------------------------------
 
-    def receive(self, delivery: Delivery) -> None:
+    async def receive(self, delivery: Delivery) -> None:
         """Take a message to the inbox: a reply, or notes.
 
         Raises:

@@ -30,6 +30,7 @@ from praval.core.runner import AgentRunner, Worker
 from praval.core.spore import Header, Spore
 from praval.core.wire import Outward
 from praval.errors import (
+    CardError,
     ExpiredError,
     PravalError,
     TransportClosedError,
@@ -52,6 +53,13 @@ SLOWEST = 10.0
 """Longest wait, in seconds, before a spore is sent again."""
 REMEMBERED = 100_000
 """Receipts that are remembered, so that a late copy of a spore is not handled elsewhere."""
+NOT_YET_SENT = (
+    TransportTimeoutError,
+    TransportConnectionError,
+    TransportClosedError,
+    CardError,
+)
+"""Why a spore waits in the outbox; the last: there is no card of its receiver yet."""
 SENT, DELIVERED = Ending(Outcome.SENT), Ending(Outcome.DELIVERED)
 NOT_YET = Ending(None)
 
@@ -224,7 +232,7 @@ class Outbox(AgentRunner):
             routed = await self._bridge.publish(
                 posted, receipt=parcel is not None and parcel.wanted, resent=resent
             )
-        except (TransportTimeoutError, TransportConnectionError, TransportClosedError) as error:
+        except NOT_YET_SENT as error:
             log.warning("spore %s is not sent yet: %s", spore.id, error)
             posted.last_error = error
             return self._again(posted, parcel)
@@ -258,6 +266,13 @@ class Outbox(AgentRunner):
             delay = min(delay, max(0.0, expires_at - self.reef.clock()))
         self.delayed[posted] = self.reef.loop.call_later(delay, self._requeue, posted)
         return NOT_YET
+
+    def reachable(self, name: str) -> None:
+        """An agent has a card: send what has waited for it."""
+        for posted, timer in list(self.delayed.items()):
+            if posted.header.to_agent == name and isinstance(posted.last_error, CardError):
+                timer.cancel()
+                self._requeue(posted)
 
     def _under_way(self, parcel: Parcel) -> float:
         """Return seconds for which those whose receipts are missing need no further copy."""
@@ -333,6 +348,8 @@ class Outbox(AgentRunner):
                 f"{', '.join(sorted(parcel.missing))} in its time to live. It may be handled."
             )
             self.lose(worker, posted, Outcome.EXPIRED, Reason.NO_RECEIPT, error)
+        elif isinstance(posted.last_error, CardError):
+            self.lose(worker, posted, Outcome.UNDELIVERABLE, Reason.NO_CARD, posted.last_error)
         else:
             cause = f" The last error: {posted.last_error}" if posted.last_error else ""
             error = ExpiredError(

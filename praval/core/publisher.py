@@ -366,7 +366,7 @@ class Publisher:
         self._ledger.count(posted, outcome, reason, error)
         return error
 
-    def report(self, kind: str, data: Mapping[str, Any], cause: Posted) -> None:
+    def report(self, kind: str, data: Mapping[str, Any], cause: Posted | None) -> None:
         """Tell the agents that name this system event in ``responds_to``, wherever they listen."""
         receivers = tuple(
             runner
@@ -378,7 +378,7 @@ class Publisher:
         posted = self.compose({"type": kind, **data}, "main", parent=cause)
         receipt = Receipt(posted.header.id, len(receivers))
         self._ledger.published += 1
-        if self.join_tree(posted, cause) is None:
+        if cause is None or self.join_tree(posted, cause) is None:
             self._ledger.accept(posted, len(receivers))
             self._hand_over_softly(posted, receivers, receipt)
 

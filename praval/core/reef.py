@@ -37,12 +37,11 @@ from praval.core.registry import get_registry
 from praval.core.requests import Requests
 from praval.core.routing import Routes
 from praval.core.runner import AgentRunner
-from praval.core.spore import DEFAULT_PRIORITY, Spore, SporeType
+from praval.core.spore import DEFAULT_PRIORITY, Spore, SporeType, new_id
 from praval.core.threads import WorkerThreads
 from praval.core.transport_choice import Choice, Target, choose
 from praval.errors import (
     ConfigurationError,
-    FeatureUnavailableError,
     IdleTimeoutError,
     JournalError,
     KnowledgeError,
@@ -56,6 +55,7 @@ from praval.sync import blocking_method, hop, owner_loop, run_on, worker_threads
 if TYPE_CHECKING:
     from praval.core.bridge import Bridge
     from praval.core.journal import Journal
+    from praval.core.key_keeper import Security
     from praval.core.presence import AgentPresence
     from praval.core.transport import MessageTransport
     from praval.core.tree import Tree
@@ -90,7 +90,9 @@ class Reef:
             ``stomp+ssl://``, ``rediss://``, ``local://``), a config with its ``"protocol"``, or
             an open MessageTransport, which stays its owner's to close. None: as ``transport`` in
             the settings, else the local bus alone.
-        security: for later versions; anything but None is refused.
+        security: seals every spore: a :class:`~praval.core.keys.Keyring` (``Keyring()``: fresh
+            identities in memory), or an open :class:`~praval.core.key_store.KeyStore`, which
+            replicas share. Without a transport the spores travel sealed inside this process.
 
     Raises:
         DuplicateAgentError, HandlerSignatureError, ConfigurationError: see :meth:`add`.
@@ -103,7 +105,7 @@ class Reef:
         self,
         *agents: Agent,
         transport: Target | None = None,
-        security: object = None,
+        security: Security | None = None,
         journal: str | os.PathLike[str] | bool | None = None,
         namespace: str = "praval",
         settings: Settings | None = None,
@@ -112,15 +114,17 @@ class Reef:
         self.settings = current_settings() if settings is None else settings
         if not isinstance(self.settings, Settings):
             raise ConfigurationError("settings must be a Settings; see praval.settings.merge().")
+        self.security = security
         if security is not None:
-            raise FeatureUnavailableError("This version cannot seal spores: leave security= out.")
+            _check_security(security)
         if not isinstance(namespace, str) or not namespace:
             raise ConfigurationError(f"namespace must be a string, not {namespace!r}.")
         self.namespace = namespace
-        self.transport_choice = choose(
-            self.settings.transport if transport is None else transport,
-            self.settings.transport_security,
-        )
+        if transport is None:
+            transport = self.settings.transport
+        if transport is None and security is not None:
+            transport = f"local://sealed-{new_id()}"  # a bus of its own
+        self.transport_choice = choose(transport, self.settings.transport_security)
         """What carries the spores to other hosts: how to connect it, or an open one."""
         self.bridge: Bridge | None = None
         self.interceptors = tuple(each for each in interceptors if each.enabled())
@@ -203,9 +207,14 @@ class Reef:
 
     def _cross(self, transport: MessageTransport) -> None:
         """Send all that is published over a transport, and hear what comes over it."""
-        from praval.core.bridge import Bridge
+        if self.security is None:
+            from praval.core.bridge import Bridge
 
-        self.bridge = Bridge(self, transport)
+            self.bridge = Bridge(self, transport)
+        else:
+            from praval.core.sealed_bridge import SealedBridge
+
+            self.bridge = SealedBridge(self, transport, self.security)
         self._routes.outbox = self.bridge.outbox
         self.requests.inbox = self.bridge.inbox.channel
 
@@ -767,6 +776,13 @@ def _journal_path(
     if journal is not False and not isinstance(journal, str | os.PathLike):
         raise ConfigurationError(f"journal must be a path, True, False or None, not {journal!r}.")
     return Path(journal) if journal else None
+
+
+def _check_security(security: Security) -> None:
+    # here: it needs the package of the extra "secure"
+    from praval.core.key_keeper import check_security
+
+    check_security(security)
 
 
 async def _call(function: Callable[[], T]) -> T:

@@ -161,11 +161,16 @@ class Requests:
         raw = encode_knowledge(result, self._publisher.max_size)
         header = Header(  # by position, in the order of Header's fields: this is a hot path
             new_id(), self._ledger.clock(), head.deadline if head.reply_to else None,
-            spore_type_of(result), head.reply_to or head.channel, agent, head.from_agent,
+            spore_type_of(result), head.reply_to or head.channel, agent, _asker(posted),
             head.priority, _RESPONSE, head.id, None, head.root or head.id, head.hops + 1,
             None, None, headers,
         )  # fmt: skip
         return self._publisher.intercept(Posted(header, raw))
+
+    def asked(self, request_id: str | None) -> str | None:
+        """Return whom an open request asks; None: nobody waits for its reply."""
+        pending = self._pending.get(request_id or "")
+        return None if pending is None else pending.to
 
     def _waiting_for(self, posted: Posted) -> Pending | None:
         pending = self._pending.get(posted.header.id)
@@ -292,6 +297,12 @@ class Requests:
                 "broadcast() instead of a request."
             )
         return None
+
+
+def _asker(posted: Posted) -> str | None:
+    """Return who asked; over a sealed wire a process has a name, too."""
+    asker = posted.header.from_agent
+    return posted.wire.sender if asker is None and posted.wire is not None else asker
 
 
 def _has_free_slot(runner: AgentRunner) -> bool:

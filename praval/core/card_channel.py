@@ -1,0 +1,343 @@
+"""The channel of keys: cards are announced, asked for and passed on here; keys are renewed in time.
+
+Anybody may answer a query with the unexpired cards that it holds: a card proves itself. Our own we
+say at once, those of others after a moment, if nobody else has said them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from praval.core import key_channel
+from praval.core.card_presence import CardPresence
+from praval.core.cards import KnownCard
+from praval.core.intake import QUERY_EVERY, Bucket, Rate
+from praval.core.key_keeper import KeyKeeper
+from praval.core.keys import Keyring
+from praval.core.replay import PURGE_CHUNK
+from praval.core.replay_writer import ReplayWriter
+from praval.core.sealer import Sealer
+from praval.core.security_events import SecurityEvent
+from praval.core.topics import join
+from praval.core.transport import Delivery, MessageTransport
+from praval.errors import CardError, PravalError, ReplayError, SealCode, SealError
+
+if TYPE_CHECKING:
+    from praval.core.reef import Reef
+
+log = logging.getLogger("praval.cards")
+
+CONTENT_TYPE = "application/vnd.praval.card+json"
+TICK = 5.0
+"""Most seconds between two looks at what is due with the keys."""
+PATIENCE = 7.0
+"""Seconds for one publication; the next round makes up for it."""
+ROUND_TRIPS, ARRIVAL = 3, 2.0
+"""Echoes of the broker, and seconds at most, for which a Reef waits for cards when it starts."""
+OWN_EVERY, OTHERS_EVERY = 0.05, 1.0
+"""Seconds between two publications of one card in answer to queries."""
+REFUSED = Rate(1000, 200)
+"""Messages on the channel that may be refused before no more is looked at."""
+REMEMBERED = 1000
+
+
+class CardChannel:
+    """See the module. Used on the Reef's loop only."""
+
+    def __init__(
+        self,
+        reef: Reef,
+        transport: MessageTransport,
+        *,
+        replica: str,
+        keeper: KeyKeeper,
+        sealer: Sealer,
+        writer: ReplayWriter,
+    ) -> None:
+        self._transport = transport
+        self._keeper = keeper
+        self._sealer = sealer
+        self._writer = writer
+        self.topic = join(reef.namespace, "@keys")
+        self.presence = CardPresence(reef, keeper, replica)
+        self.believed: Callable[[KnownCard], None] = lambda known: None
+        """Called with each card that is new here."""
+        self.usurped: Callable[[str, ReplayError], None] = lambda name, error: None
+        """Called when another store speaks for one of our names."""
+        self.stopped: ReplayError | None = None
+        """Why nothing is opened, rotated or erased now: a clock jumped."""
+        self._said: dict[str, bytes] = {}
+        """Our cards, as they were published last."""
+        self._epochs: dict[bytes, int] = {}
+        self._statuses: OrderedDict[bytes, None] = OrderedDict()
+        """Status lists that were heard: who comes later is to know them, too."""
+        self._owed: dict[bytes, asyncio.TimerHandle] = {}
+        self._answered: OrderedDict[bytes, float] = OrderedDict()
+        self._asked: OrderedDict[str, int] = OrderedDict()
+        self._echoes: dict[bytes, asyncio.Future[None]] = {}
+        self._bucket = Bucket(REFUSED, sealer.now())
+        self._sending: set[asyncio.Task[None]] = set()
+        self._rounds: asyncio.Task[None] | None = None
+        self._names: set[str] = set()
+        """The names that this Reef answers for; the keyring may have others', too."""
+
+    # -- life ----------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Publish our cards, ask for all others, and wait until those had time to come in."""
+        self._rounds = asyncio.create_task(self._keep_ticking(), name="praval:keys")
+        await self.changed()
+        await self._say(key_channel.query())
+        try:
+            async with asyncio.timeout(ARRIVAL):
+                for _ in range(ROUND_TRIPS):
+                    await self._round_trip()
+        except TimeoutError:
+            log.info("the channel of keys is slow; cards come in later")
+
+    async def join_as(self, name: str, topics: Iterable[str]) -> None:
+        """See to it that a name has keys and a card that says what it hears.
+
+        Raises:
+            KeyringError, CardError: it cannot have any.
+        """
+        now, hears = self._sealer.now(), tuple(topics)
+
+        def enrol(keyring: Keyring) -> None:
+            if name in keyring.names:
+                keyring.subscribe(name, hears, now=now)
+            else:
+                keyring.add(name, now=now, subscriptions=hears)
+
+        await self._keeper.change(enrol, now)
+        self._names.add(name)
+        self.presence.changed()
+
+    async def changed(self) -> None:
+        """Publish those of our cards that are new."""
+        if self._rounds is None:
+            return  # start() will
+        await self._keeper.ready()
+        keyring = self._keeper.keyring
+        for name in self._names:
+            card = keyring.card(name)
+            if self._said.get(name) != card:
+                self._said[name] = card
+                await self._say(card)
+
+    async def leave(self) -> None:
+        """Say nothing any more. Cards stay good: the broker keeps what is sealed to them."""
+        for timer in self._owed.values():
+            timer.cancel()
+        tasks = [*self._sending, *([self._rounds] if self._rounds is not None else [])]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    # -- what comes in -------------------------------------------------------------------
+
+    async def hear(self, delivery: Delivery) -> None:
+        """Take a card, a status list or a query."""
+        data = bytes(delivery)
+        if (echo := self._echoes.pop(data, None)) is not None:
+            if not echo.done():
+                echo.set_result(None)
+            return
+        now = self._sealer.now()
+        if not self._bucket.take(now, 0):
+            return  # a flood; cards are said again
+        try:
+            heard = await self._hear(data, now)
+        except CardError as error:
+            self._bucket.take(now)
+            self._report(error.code, f"On the channel of keys: {error}", len(data))
+            return
+        if heard is None:
+            return
+        if heard.kind == "status":
+            self._statuses[data] = None
+            if len(self._statuses) > REMEMBERED:
+                self._statuses.popitem(last=False)
+        if heard.card is not None:
+            self._take(heard.card, data)
+        elif heard.kind == "query":
+            for answer in (*heard.answers, *(self._statuses if heard.answers else ())):
+                self._owe(answer)
+
+    async def _hear(self, data: bytes, now: int) -> key_channel.Heard | None:
+        await self._keeper.ready()
+        try:
+            return key_channel.hear(self._keeper.keyring, data, now)
+        except ReplayError:
+            if not self._keeper.is_shared:
+                return self._usurp(data, now)
+        await self._keeper.refresh(now)  # perhaps another replica has renewed the keys we share
+        await self._keeper.ready()
+        return self._usurp(data, now)
+
+    def _usurp(self, data: bytes, now: int) -> key_channel.Heard | None:
+        keyring = self._keeper.keyring
+        try:
+            return key_channel.hear(keyring, data, now)
+        except ReplayError as error:
+            from praval.core.cards import read_card
+
+            self.usurped(read_card(data).name, error)
+            return None
+
+    def _take(self, known: KnownCard, data: bytes) -> None:
+        if (timer := self._owed.pop(data, None)) is not None:
+            timer.cancel()  # somebody else has said it
+        if self._epochs.get(known.agent_id, -1) < known.card.epoch:
+            self._epochs[known.agent_id] = known.card.epoch
+            self.presence.changed()
+            self.believed(known)
+
+    # -- what goes out -------------------------------------------------------------------
+
+    def want(self, *, name: str | None = None, agent_id: bytes | None = None) -> None:
+        """Ask for a card, unless that was done a moment ago."""
+        now = self._sealer.now()
+        if agent_id is not None:
+            if self._sealer.intake.may_query(agent_id, now):
+                self._send_soon(key_channel.query(ids=[agent_id]))
+        elif name is not None and now - self._asked.get(name, -QUERY_EVERY) >= QUERY_EVERY:
+            self._asked.pop(name, None)
+            self._asked[name] = now
+            if len(self._asked) > REMEMBERED:
+                self._asked.popitem(last=False)
+            self._send_soon(key_channel.query(names=[name]))
+
+    async def publish(self, data: bytes) -> None:
+        """Hear a status list (or card), and publish it to all others.
+
+        Raises:
+            CardError: it is not believed.
+        """
+        await self.hear_own(data)
+        await self._say(data)
+
+    async def hear_own(self, data: bytes) -> None:
+        """Take in what was not said on the channel, for good: a status list, somebody's card."""
+        now = self._sealer.now()
+        heard = await self._keeper.change(lambda keyring: key_channel.hear(keyring, data, now), now)
+        if heard.kind == "status":
+            self._statuses[data] = None
+        if heard.card is not None:
+            self._take(heard.card, data)
+
+    async def rotate(self, *names: str) -> None:
+        """Replace the keys of these names (default: all of this Reef) now, and say so."""
+        now = self._sealer.now()
+
+        def replace(keyring: Keyring) -> None:
+            for name in names or sorted(self._names):
+                keyring.rotate(name, now=now)
+
+        await self._keeper.change(replace, now)
+        self.presence.changed()
+        await self.changed()
+
+    def _owe(self, data: bytes) -> None:
+        if data in self._owed:
+            return
+        loop = asyncio.get_running_loop()
+        own = data in self._said.values()
+        last = self._answered.get(data, -OTHERS_EVERY)
+        wait = 0.0 if own else random.uniform(0.05, 0.2)
+        wait = max(wait, last + (OWN_EVERY if own else OTHERS_EVERY) - loop.time())
+        self._owed[data] = loop.call_later(wait, self._pay, data)
+
+    def _pay(self, data: bytes) -> None:
+        self._owed.pop(data, None)
+        self._answered.pop(data, None)
+        self._answered[data] = asyncio.get_running_loop().time()
+        if len(self._answered) > REMEMBERED:
+            self._answered.popitem(last=False)
+        self._send_soon(data)
+
+    def _send_soon(self, data: bytes) -> None:
+        task = asyncio.get_running_loop().create_task(self._say(data))
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
+
+    async def _say(self, data: bytes) -> None:
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await self._transport.publish(
+                    self.topic, data, headers={"content-type": CONTENT_TYPE}
+                )
+        except (PravalError, TimeoutError) as error:
+            log.warning("a card or query was not published: %s", str(error) or "time-out")
+
+    async def _round_trip(self) -> None:
+        """Publish a query that nobody can answer; return when it has come back."""
+        marker = key_channel.query(ids=[random.randbytes(16)])
+        self._echoes[marker] = asyncio.get_running_loop().create_future()
+        try:
+            echo = self._echoes[marker]
+            await self._say(marker)
+            await echo
+        finally:
+            self._echoes.pop(marker, None)
+
+    # -- upkeep --------------------------------------------------------------------------
+
+    async def _keep_ticking(self) -> None:
+        seconds = min(TICK, self._keeper.keyring.lifetimes.rotation / 4000)
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                await self._tick()
+            except SealError as error:
+                log.error("the keys could not be looked after: %s", error)
+                self._report(error.code, f"The keys could not be looked after: {error}", grave=True)
+
+    async def _tick(self) -> None:
+        if not await self.check_clock():
+            return
+        now = self._sealer.now()
+        await self._keeper.change(lambda keyring: keyring.tick(now), now)
+        self.presence.changed()
+        await self.changed()
+        for name, failure in self._keeper.keyring.failed.items():
+            self._report(failure.code, f"{name!r} can have no card: {failure}", grave=True)
+        while await self._writer.call(lambda replay: replay.purge(now)) == PURGE_CHUNK:
+            pass
+        self._sealer.count_overdue()
+
+    async def check_clock(self) -> bool:
+        """Whether the clock may be trusted; if not, that is told, and nothing is opened."""
+        now, boot = self._sealer.now(), _boottime()
+        try:
+            await self._writer.call(lambda replay: replay.check_clock(now, boot))
+        except ReplayError as error:
+            if self.stopped is None:
+                self._report(error.code, str(error), grave=True)
+            self.stopped = error
+            return False
+        self.stopped = None
+        return True
+
+    async def trust_clock(self) -> None:
+        """Go on after a jump that somebody has looked at; refuse what was created before now."""
+        now, boot = self._sealer.now(), _boottime()
+        await self._writer.call(lambda replay: replay.trust_clock(now, boot))
+        self.stopped = None
+
+    def _report(self, code: SealCode, text: str, size: int = 0, *, grave: bool = False) -> None:
+        event = SecurityEvent(code, self._sealer.now() / 1000, text, size=size, grave=grave)
+        self._sealer.events.report(event)
+
+
+def _boottime() -> int:
+    """Return milliseconds of a clock that nobody sets and that runs during sleep."""
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return int((time.monotonic() if clock is None else time.clock_gettime(clock)) * 1000)
