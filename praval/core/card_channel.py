@@ -38,8 +38,8 @@ TICK = 5.0
 """Most seconds between two looks at what is due with the keys."""
 PATIENCE = 7.0
 """Seconds for one publication; the next round makes up for it."""
-ROUND_TRIPS, ARRIVAL = 3, 2.0
-"""Echoes of the broker, and seconds at most, for which a Reef waits for cards when it starts."""
+QUIET, ARRIVAL = 0.05, 2.0
+"""Seconds without a card, and at most, for which a Reef waits for cards when it starts."""
 OWN_EVERY, OTHERS_EVERY = 0.05, 1.0
 """Seconds between two publications of one card in answer to queries."""
 REFUSED = Rate(1000, 200)
@@ -74,6 +74,7 @@ class CardChannel:
         """Why nothing is opened, rotated or erased now: a clock jumped."""
         self._said: dict[str, bytes] = {}
         """Our cards, as they were published last."""
+        self._heard = 0
         self._epochs: dict[bytes, int] = {}
         self._statuses: OrderedDict[bytes, None] = OrderedDict()
         """Status lists that were heard: who comes later is to know them, too."""
@@ -96,10 +97,16 @@ class CardChannel:
         await self._say(key_channel.query())
         try:
             async with asyncio.timeout(ARRIVAL):
-                for _ in range(ROUND_TRIPS):
-                    await self._round_trip()
+                await self._until_quiet()
         except TimeoutError:
-            log.info("the channel of keys is slow; cards come in later")
+            log.info("cards are still coming in; those that come later are used from then on")
+
+    async def _until_quiet(self) -> None:
+        """Wait for an echo of the broker, then until no card has come in for a moment."""
+        await self._round_trip()
+        heard = -1
+        while heard != (heard := self._heard):  # noqa: ASYNC110 - silence is no event
+            await asyncio.sleep(QUIET)
 
     async def join_as(self, name: str, topics: Iterable[str]) -> None:
         """See to it that a name has keys and a card that says what it hears.
@@ -135,11 +142,20 @@ class CardChannel:
         """Say nothing any more. Cards stay good: the broker keeps what is sealed to them."""
         for timer in self._owed.values():
             timer.cancel()
+        if self._keeper.is_shared:
+            await self._remember()
         tasks = [*self._sending, *([self._rounds] if self._rounds is not None else [])]
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+
+    async def _remember(self) -> None:
+        """Let the store have the cards that came in since the last look."""
+        try:
+            await self._keeper.refresh(self._sealer.now())
+        except SealError as error:
+            log.warning("the store does not know the newest cards: %s", error)
 
     # -- what comes in -------------------------------------------------------------------
 
@@ -195,6 +211,7 @@ class CardChannel:
     def _take(self, known: KnownCard, data: bytes) -> None:
         if (timer := self._owed.pop(data, None)) is not None:
             timer.cancel()  # somebody else has said it
+        self._heard += 1
         if self._epochs.get(known.agent_id, -1) < known.card.epoch:
             self._epochs[known.agent_id] = known.card.epoch
             self.presence.changed()

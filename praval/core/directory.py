@@ -218,14 +218,14 @@ class Directory:
     # -- keeping -------------------------------------------------------------------------
 
     def dump(self) -> bytes:
-        """Return what must survive a restart (no secrets)."""
+        """Return what must survive a restart (no secrets); the same bytes for the same state."""
         return msgspec.json.encode(
             _State(
-                {agent_id.hex(): seen for agent_id, seen in self._epochs.items()},
-                [known.data for known in self._cards.values()],
+                {agent_id.hex(): seen for agent_id, seen in sorted(self._epochs.items())},
+                sorted(known.data for known in self._cards.values()),
                 sorted(self._revoked),
-                {issuer.hex(): state for issuer, state in self._statuses.items()},
-                self._pins,
+                {issuer.hex(): state for issuer, state in sorted(self._statuses.items())},
+                dict(sorted(self._pins.items())),
             )
         )
 

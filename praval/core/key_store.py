@@ -19,6 +19,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import blake2b
 from pathlib import Path
 from typing import Literal
 
@@ -40,6 +41,8 @@ class KeyStore:
         self.folder, self.keyring, self._key = folder, keyring, key
         self._box = box
         """The file as it was read or written last."""
+        self._stored = b""
+        """A digest of the keyring in it."""
         self._table: SQLiteTable | None = None
 
     def __repr__(self) -> str:
@@ -102,27 +105,32 @@ class KeyStore:
             require_status=require_status,
         )
         keyring.restore(secret, now=now)
-        return cls(path, keyring, key, box)
+        store = cls(path, keyring, key, box)
+        store._stored = _digest(secret)
+        return store
 
     @contextmanager
     def changing(self, now: int) -> Iterator[Keyring]:
         """Hold the store alone, with what other processes did to it; write it at the end.
 
         Every change of the keyring that is to last is made in such a block, or one process would
-        undo another's rotation. What was erased from the keyring is gone from the file then.
+        undo another's rotation. What was erased from the keyring is gone from the file then, and
+        what it has heard meanwhile (cards, revocations) is in it.
 
         Raises:
             KeyringError: the store cannot be read or written, or another process keeps it.
         """
         with locked(self.folder):
             if (box := read_private(self.folder / KEYRING)) != self._box:
-                self.keyring.restore(self._key.unlock(box), now=now)
-                self._box = box
-            before = self.keyring.dump()
+                secret = self._key.unlock(box)
+                self.keyring.restore(secret, now=now)
+                self._box, self._stored = box, _digest(secret)
             yield self.keyring
-            if self.keyring.dump() != before:
-                self._box = self._key.lock(self.keyring.dump(), os.urandom)
+            secret = self.keyring.dump()
+            if _digest(secret) != self._stored:
+                self._box = self._key.lock(secret, os.urandom)
                 write_private(self.folder / KEYRING, self._box)
+                self._stored = _digest(secret)
 
     def tick(self, now: int) -> list[bytes]:
         """Do what is due with the keys (`Keyring.tick`), once among all processes of the host.
@@ -196,3 +204,7 @@ class KeyStore:
         if self._table is not None:
             self._table.close()
             self._table = None
+
+
+def _digest(secret: bytes) -> bytes:
+    return blake2b(secret, digest_size=32).digest()

@@ -306,7 +306,7 @@ class Keyring:
                 self.replay_key,
                 None if self._root is None else self._root.reveal(),
                 sorted(bytes(root) for root in self.directory.roots),
-                [stored_principal(keys) for keys in self._principals.values()],
+                [stored_principal(self._principals[name]) for name in self.names],
                 self.directory.dump(),
             )
         )

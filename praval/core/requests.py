@@ -161,7 +161,7 @@ class Requests:
         raw = encode_knowledge(result, self._publisher.max_size)
         header = Header(  # by position, in the order of Header's fields: this is a hot path
             new_id(), self._ledger.clock(), head.deadline if head.reply_to else None,
-            spore_type_of(result), head.reply_to or head.channel, agent, _asker(posted),
+            spore_type_of(result), head.reply_to or head.channel, agent, self._asker(posted),
             head.priority, _RESPONSE, head.id, None, head.root or head.id, head.hops + 1,
             None, None, headers,
         )  # fmt: skip
@@ -180,6 +180,13 @@ class Requests:
         """Whether this request came from another Reef, over the transport."""
         reply_to = posted.header.reply_to
         return posted.wire is not None and reply_to is not None and reply_to != self.inbox
+
+    def _asker(self, posted: Posted) -> str | None:
+        """Return who asked; to a sealed wire a process has a name, too."""
+        asker = posted.header.from_agent
+        if asker is None and posted.wire is not None and self._is_remote(posted):
+            return posted.wire.sender
+        return asker
 
     def _is_late(self, posted: Posted) -> bool:
         """Whether the asker's time is up."""
@@ -297,12 +304,6 @@ class Requests:
                 "broadcast() instead of a request."
             )
         return None
-
-
-def _asker(posted: Posted) -> str | None:
-    """Return who asked; over a sealed wire a process has a name, too."""
-    asker = posted.header.from_agent
-    return posted.wire.sender if asker is None and posted.wire is not None else asker
 
 
 def _has_free_slot(runner: AgentRunner) -> bool:

@@ -272,12 +272,11 @@ class Sealer:
         """Count a refusal, tell of it, and say what to do with the message."""
         now = self.now()
         advice = self.intake.refuse(data, error, now)
-        if advice.what != "retry" or error.code is SealCode.RATE_LIMITED:
-            self.events.report(
-                SecurityEvent(
-                    error.code, now / 1000, str(error), error.sender, receiver, size=len(data)
-                )
-            )
+        event = SecurityEvent(
+            error.code, now / 1000, str(error), error.sender, receiver, size=len(data)
+        )
+        passing = advice.what == "retry" and error.code is not SealCode.RATE_LIMITED
+        self.events.report(event, passing=passing)
         return advice
 
 

@@ -72,9 +72,11 @@ class SecurityEvents:
         self._told: OrderedDict[tuple[str, str | None], tuple[float, int]] = OrderedDict()
         """Kind and source -> when it was told last, and how many came up since."""
 
-    def report(self, event: SecurityEvent) -> None:
-        """Count an event and tell of it."""
+    def report(self, event: SecurityEvent, *, passing: bool = False) -> None:
+        """Count an event and tell of it; ``passing``: it may be all right at the next attempt."""
         self.counts[event.code.value] += 1
+        if passing:
+            return
         ordinary = event.code in ORDINARY and not event.grave
         level = logging.DEBUG if ordinary else logging.WARNING
         for listener in self.listeners:
