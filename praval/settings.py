@@ -201,8 +201,13 @@ ENVIRONMENT: Mapping[str, str] = {
 }
 """Environment variable -> setting. API keys are read by their providers, never kept here."""
 
-READ_ELSEWHERE = ("PRAVAL_PRICES",)
-"""Variables that are no settings: the file with prices of models."""
+READ_ELSEWHERE = (
+    "PRAVAL_PRICES",
+    "PRAVAL_KEYS_PASSPHRASE",
+    "PRAVAL_ROOT_PASSPHRASE",
+    "PRAVAL_BACKUP_PASSPHRASE",
+)
+"""Variables that are no settings: the file with prices of models, and secrets of ``praval keys``."""
 
 ENVIRONMENT_NOT_BUILT: Mapping[str, str] = {
     "PRAVAL_ENABLE_SECURE_SPORES": "sealed spores",

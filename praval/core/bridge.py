@@ -19,7 +19,7 @@ import inspect
 import logging
 import secrets
 from collections import OrderedDict, defaultdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from praval.core import receipts
 from praval.core.announcer import Announcer
@@ -315,6 +315,10 @@ class Bridge:
     def is_present(self, name: str) -> bool:
         """Whether an agent is at work somewhere."""
         return bool(self.presence.hosts_of(name))
+
+    def security(self) -> dict[str, Any] | None:
+        """Return what was refused and receipted; None: nothing is sealed here."""
+        return None
 
     def only_here(self, name: str) -> bool:
         """Whether no other host has an agent of this name, as far as is known."""

@@ -101,12 +101,13 @@ class Ledger(Tally):
         self.deliveries += 1
         self.counts[_HANDLED] += 1
 
-    def count_refused(self, reason: Reason) -> None:
-        """Count something that came in and is no spore."""
+    def count_refused(self, reason: Reason, *, told: bool = False) -> None:
+        """Count something that came in and is no spore; ``told``: it was logged with more words."""
         self.deliveries += 1
         self.counts[Outcome.REJECTED] += 1
         self.reasons[reason] += 1
-        log.error("something came in that was refused: %s", reason.value)
+        if not told:
+            log.error("something came in that was refused: %s", reason.value)
 
     def count_duplicate(self, posted: Posted) -> None:
         """End an accepted delivery whose id was seen before."""

@@ -74,7 +74,7 @@ class Gate:
         if advice.what == "acknowledge":
             return True
         if advice.what == "dead-letter":
-            self._books.count_refused(Reason.SEALED)
+            self._books.count_refused(Reason.SEALED, told=True)
             raise Refuse(error.code.value)
         if await self.pause(advice.delay / 1000):
             raise GiveBack

@@ -28,9 +28,15 @@ def statistics(reef: Reef) -> dict[str, Any]:
         "open_requests": len(reef.requests),
         "dead_letters": len(reef.dead_letters()),
         "busy_threads": reef.threads.busy,
-        **({} if reef.bridge is None else {"outbox": _outbox(reef.bridge)}),
+        **({} if reef.bridge is None else _wire(reef.bridge)),
         "agents": {name: _agent(runner) for name, runner in reef.runners.items()},
     }
+
+
+def _wire(bridge: Bridge) -> dict[str, Any]:
+    security = bridge.security()
+    sealed = {} if security is None else {"security": security}
+    return {"outbox": _outbox(bridge), **sealed}
 
 
 def _outbox(bridge: Bridge) -> dict[str, Any]:
