@@ -207,7 +207,7 @@ READ_ELSEWHERE = (
     "PRAVAL_ROOT_PASSPHRASE",
     "PRAVAL_BACKUP_PASSPHRASE",
 )
-"""Variables that are no settings: the file with prices of models, and secrets of ``praval keys``."""
+"""Variables that are no settings: a file with prices of models, secrets of ``praval keys``."""
 
 ENVIRONMENT_NOT_BUILT: Mapping[str, str] = {
     "PRAVAL_ENABLE_SECURE_SPORES": "sealed spores",

@@ -8,6 +8,7 @@ messages that it put on the broker. ROOT is the public key of the root, which is
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import random
 import sys
@@ -86,7 +87,7 @@ class Attacker:
     def _cut(self) -> Iterator[Put]:
         """Leave the end away, or put two halves together."""
         envelopes = self._envelopes()
-        for (topic, message), (_, other) in zip(envelopes, envelopes[1:], strict=False):
+        for (topic, message), (_, other) in itertools.pairwise(envelopes):
             yield topic, message[: len(message) // 2]
             yield topic, message[: len(message) // 2] + other[len(other) // 2 :]
 
@@ -113,7 +114,7 @@ class Attacker:
             yield f"{self._namespace}.teller_channel", msgspec.json.encode(content)
 
     def _impersonate(self) -> Iterator[Put]:
-        """Make keys of the desk's name, certify them with a root of its own, and order transfers."""
+        """Certify keys of the desk's name with a root of its own, and order transfers."""
         now = int(time.time() * 1000)
         impostor = Keyring()
         impostor.directory.roots.add(self._root)  # to believe the teller's card

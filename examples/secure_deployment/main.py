@@ -33,7 +33,7 @@ from praval.errors import PravalError
 HERE = Path(__file__).parent
 ANSWER = 60.0
 """Seconds until a process must have answered."""
-SETTLED, QUIET = 30.0, 1.5
+SETTLED, QUIET = 30.0, 0.4
 """Seconds until the hosts must have looked at what the attacker sent, and for which they notice
 nothing more."""
 ATTACKS = {
