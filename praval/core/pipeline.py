@@ -18,7 +18,7 @@ from praval.sync import blocking_method
 
 
 class Pipeline:
-    """Stages in a row, on a private Reef. Made by :func:`agent_pipeline`."""
+    """Stages in a row, on a private Reef of the local bus. Made by :func:`agent_pipeline`."""
 
     def __init__(self, stages: list[AgentDefinition], pipeline_id: str) -> None:
         self.stages = stages
@@ -47,7 +47,9 @@ class Pipeline:
         end = None if timeout is None else loop.time() + timeout
         results: list[Result] = []
         spores: list[Spore] = []
-        async with Reef(*self.stages, namespace=self.pipeline_id, journal=False) as reef:
+        async with Reef(
+            *self.stages, namespace=self.pipeline_id, journal=False, transport=False
+        ) as reef:
             for stage in self.stages:
                 left = None if end is None else max(end - loop.time(), 1e-3)
                 reply = await reef.request(stage.name, data, left)
@@ -71,7 +73,7 @@ def agent_pipeline(*stages: Agent, pipeline_id: str | None = None) -> Pipeline:
     if not stages:
         raise ConfigurationError("agent_pipeline() needs at least one stage.")
     definitions = [_positional(as_definition(stage)) for stage in stages]
-    Reef(*definitions)  # refuses duplicates with its own words
+    Reef(*definitions, transport=False)  # refuses duplicates with its own words
     return Pipeline(definitions, pipeline_id or "pipeline")
 
 

@@ -89,7 +89,8 @@ class Reef:
         transport: carries the spores to other hosts: a URL (``amqps://``, ``mqtts://``,
             ``stomp+ssl://``, ``rediss://``, ``local://``), a config with its ``"protocol"``, or
             an open MessageTransport, which stays its owner's to close. None: as ``transport`` in
-            the settings, else the local bus alone.
+            the settings, else the local bus alone. False: the local bus alone, whatever the
+            settings say.
         security: seals every spore: a :class:`~praval.core.keys.Keyring` (``Keyring()``: fresh
             identities in memory), or an open :class:`~praval.core.key_store.KeyStore`, which
             replicas share. Without a transport the spores travel sealed inside this process.
@@ -122,7 +123,7 @@ class Reef:
         self.namespace = namespace
         if transport is None:
             transport = self.settings.transport
-        if transport is None and security is not None:
+        if security is not None and (transport is None or transport is False):
             transport = f"local://sealed-{new_id()}"  # a bus of its own
         self.transport_choice = choose(transport, self.settings.transport_security)
         """What carries the spores to other hosts: how to connect it, or an open one."""

@@ -1,7 +1,8 @@
 """Sessions: agents, an initial spore, and the wait until all that came of it is done.
 
 ``start_agents`` uses the default Reef, whose agents stay and go on listening. An
-:class:`AgentSession` and a pipeline use a private Reef, which ends with them.
+:class:`AgentSession` and a pipeline use a private Reef, which ends with them. All that it could
+have to do with a broker is to leave groups there that nobody would ever read again: it has none.
 """
 
 from __future__ import annotations
@@ -186,7 +187,7 @@ start_agents = blocking(astart_agents)
 
 
 class AgentSession:
-    """A managed team in a Reef of its own (guide, "Advanced Orchestration").
+    """A managed team in a Reef of its own, on the local bus (guide, "Advanced Orchestration").
 
     Args:
         session_id: default: a random one.
@@ -226,7 +227,8 @@ class AgentSession:
             raise ConfigurationError(
                 f"This session has its max_agents={self.max_agents} already; raise it."
             )
-        Reef(*self._agents.values(), definition)  # refuses duplicates with its own words
+        # refuses duplicates with its own words
+        Reef(*self._agents.values(), definition, transport=False)
         self._agents[definition.name] = definition
 
     @property
@@ -258,7 +260,9 @@ class AgentSession:
             raise ReefError("This session was started before: make a new one.")
         if not self._agents:
             raise ReefError("This session has no agents: call add_agent() first.")
-        reef = Reef(*self._agents.values(), namespace=self.session_id, journal=False)
+        reef = Reef(
+            *self._agents.values(), namespace=self.session_id, journal=False, transport=False
+        )
         self._reef = await reef.__aenter__()
         if initial_data is not None:
             self._run = asyncio.create_task(

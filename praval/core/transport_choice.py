@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 from praval.core.transport import SCHEMES, MessageTransport, TransportFactory, read_url
 from praval.errors import ConfigurationError
 from praval.settings import TransportSecuritySettings
 
-Target: TypeAlias = str | Mapping[str, Any] | MessageTransport
-"""What ``Reef(transport=...)`` takes: a URL, a config with its ``"protocol"``, or an open one."""
+Target: TypeAlias = str | Mapping[str, Any] | MessageTransport | Literal[False]
+"""What ``Reef(transport=...)`` takes: a URL, a config with its ``"protocol"``, an open one, or
+False: none at all."""
 
 
 class Choice:
@@ -59,7 +60,9 @@ def choose(
         ConfigurationError: it is none of these, or contradicts the settings.
         UnknownNameError: there is no such protocol.
     """
-    if target is None or isinstance(target, MessageTransport):
+    if target is None or target is False:
+        return None
+    if isinstance(target, MessageTransport):
         return target
     if isinstance(target, str):
         protocol, config = read_url(target)
@@ -68,7 +71,7 @@ def choose(
         protocol = config.pop("protocol", None) or _protocol_of(config.get("url"))
     else:
         raise ConfigurationError(
-            f"transport must be a URL, a config or a MessageTransport, not {target!r}."
+            f"transport must be a URL, a config, a MessageTransport or False, not {target!r}."
         )
     TransportFactory.check_protocol(protocol)
     return Choice(str(protocol), {**_secured(str(protocol), config, security), **config})

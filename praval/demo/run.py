@@ -91,7 +91,8 @@ async def run(job: Job, screen: Screen) -> Outcome:
     began = time.monotonic()
     team = make_team(job.out, use_model=job.use_model, provider=job.provider, model=job.model)
     sign = StopSign()
-    async with Reef(*team, make_narrator(screen), settings=_settings()) as reef:
+    agents = (*team, make_narrator(screen))  # they share files: none may work elsewhere
+    async with Reef(*agents, settings=_settings(), transport=False) as reef:
         with sign.watching():
             work = asyncio.ensure_future(_work(reef, job))
             stop = asyncio.ensure_future(sign.raised.wait())

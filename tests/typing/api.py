@@ -159,7 +159,7 @@ class Librarian(Agent):
 
 async def classes() -> None:
     """Instances of Agent and interceptors go where the signatures say."""
-    async with Reef(Librarian("librarian"), interceptors=[Timing()]) as reef:
+    async with Reef(Librarian("librarian"), transport=False, interceptors=[Timing()]) as reef:
         assert_type(reef, Reef)
     try:
         await reef.send("librarian", {})
