@@ -70,6 +70,7 @@ class Journal:
         sync: Literal["normal", "full"] = "normal",
         retention: float = 86_400.0,
         clock: Callable[[], float] = time.time,
+        key: bytes | None = None,
     ) -> Journal:
         """Open the journal at `path`, or create it (file 0600, missing folders 0700).
 
@@ -77,7 +78,8 @@ class Journal:
         crash of the operating system may take the last commits, but leaves a sound file.
         `sync="full"` survives those too, for one disk flush per commit. `retention` is how long
         ids of settled deliveries are remembered (seconds); `clock` gives seconds since the epoch
-        and is called on the loop.
+        and is called on the loop. With a `key` (32 bytes) spores and errors are encrypted, see
+        `praval.core.journal_box`; the same key opens the file again.
 
         Raises `JournalLockedError` if the file is held by a live process (this one included),
         `JournalSchemaError` if it is no journal or one of another schema version (it is then not
@@ -89,7 +91,7 @@ class Journal:
             raise ConfigurationError(
                 f"retention is {retention!r}: it must be a number of seconds, 0 or more."
             )
-        writer = Writer(asyncio.get_running_loop(), os.fspath(path), sync)
+        writer = Writer(asyncio.get_running_loop(), os.fspath(path), sync, key)
         writer.thread.start()
         try:
             replica_id = await writer.opened

@@ -97,7 +97,7 @@ class Delta:
         self.bodies: list[tuple[int, int, bytes]] = []
         self.deliveries: list[tuple[int, str, str, int | None, bytes | None]] = []
         self.attempts: list[tuple[int, int]] = []
-        self.dead: list[tuple[int, str, str, str, str, int, float, int]] = []
+        self.dead: list[tuple[int, str, str, str, str | bytes, int, float, int]] = []
         self.ended: list[tuple[int]] = []
         self.released: set[tuple[int]] = set()
         self.settled: list[tuple[str, str, float]] = []

@@ -18,6 +18,8 @@ from praval.errors import JournalError, JournalLockedError, JournalSchemaError
 if TYPE_CHECKING:
     import sqlite3
 
+    from praval.core.journal_box import JournalBox
+
 APPLICATION_ID = 0x50525641  # "PRVA": how the header of an SQLite file says whose it is
 SCHEMA_VERSION = 1
 PRUNE_CHUNK = 5_000  # rows that one prune transaction deletes, some ten milliseconds of work
@@ -47,6 +49,7 @@ _SCHEMA = (
     "CREATE TABLE replica (id TEXT NOT NULL)",
 )
 
+_HAS_KEYS = "SELECT count(*) FROM sqlite_master WHERE name = 'day_key'"
 _PUT_BODY = "INSERT INTO body VALUES (?, ?, ?)"
 _PUT_DELIVERY = "INSERT INTO delivery VALUES (?, ?, ?, 0, ?, ?)"
 _SET_ATTEMPT = "UPDATE delivery SET attempt = ? WHERE number = ?"
@@ -65,8 +68,9 @@ _ADD_TOTAL = """INSERT INTO total VALUES (?, ?)
 class Store:
     """An open journal file, held exclusively until `close`."""
 
-    def __init__(self, db: sqlite3.Connection) -> None:
+    def __init__(self, db: sqlite3.Connection, box: JournalBox | None = None) -> None:
         self._db = db
+        self._box = box
         rows = db.execute("SELECT spore, agent, number, body FROM delivery")
         self._unsettled: dict[Key, Row] = {(spore, agent): (n, b) for spore, agent, n, b in rows}
         # Not only past the last delivery: a number inside the range of a body that is still there
@@ -84,11 +88,14 @@ class Store:
         A change that makes no sense gets a `JournalError` in its place and changes nothing. Any
         exception means that the transaction was rolled back and nothing of the batch remains.
         """
-        db = self._db
+        db, box = self._db, self._box
+        today = 0 if box is None else box.ready()
         db.execute("BEGIN")
         try:
             delta = Delta(self._unsettled, self._settled(changes), self._number, self._dead_id)
             answers = [delta.apply(change) for change in changes]
+            if box is not None:
+                _seal(delta, box, today)
             for sql, rows in (
                 (_PUT_BODY, delta.bodies),
                 (_PUT_DELIVERY, delta.deliveries),
@@ -139,12 +146,27 @@ class Store:
             " ORDER BY number",
             (agent,),
         )
-        return [Entry(*row) for row in rows]
+        return [
+            Entry(spore, who, self._read(spore, body), attempt)
+            for spore, who, body, attempt in rows
+        ]
 
     def dead(self, limit: int) -> list[DeadEntry]:
         """List the newest `limit` dead letters, the oldest of them first."""
         rows = self._db.execute("SELECT * FROM dead ORDER BY id DESC LIMIT ?", (max(limit, 0),))
-        return [DeadEntry(*row) for row in rows][::-1]
+        letters = [
+            DeadEntry(
+                number, spore, agent, self._read(spore, body), why, self._text(spore, error), *etc
+            )
+            for number, spore, agent, body, why, error, *etc in rows
+        ]
+        return letters[::-1]
+
+    def _read(self, spore_id: str, content: bytes) -> bytes:
+        return content if self._box is None else self._box.open(spore_id, content)
+
+    def _text(self, spore_id: str, error: str | bytes) -> str:
+        return error if isinstance(error, str) else self._read(spore_id, error).decode()
 
     def drop_dead(self, row_id: int) -> None:
         """Delete one dead letter; `JournalError` if there is none with that id."""
@@ -156,11 +178,14 @@ class Store:
 
     def prune(self, before: float) -> int:
         """Forget up to `PRUNE_CHUNK` ids settled before that time; how many were forgotten."""
-        return self._db.execute(
+        forgotten = self._db.execute(
             "DELETE FROM settled WHERE (spore, agent) IN"
             " (SELECT spore, agent FROM settled WHERE at < ? ORDER BY at LIMIT ?)",
             (before, PRUNE_CHUNK),
         ).rowcount
+        if self._box is not None and forgotten < PRUNE_CHUNK:
+            self._box.erase()
+        return forgotten
 
     def counts(self) -> dict[str, int]:
         """Settled deliveries by outcome, then what is unsettled and dead now."""
@@ -182,7 +207,25 @@ class Store:
             self._db.execute("ROLLBACK")
 
 
-def open_store(path: str | os.PathLike[str], *, sync: Literal["normal", "full"]) -> Store:
+def _seal(delta: Delta, box: JournalBox, day: int) -> None:
+    """Encrypt what a batch writes of spores and of errors, which may quote them."""
+    owners = {shared: spore for _, spore, _, shared, _ in delta.deliveries if shared is not None}
+    delta.bodies = [
+        (number, last, box.seal(owners[number], body, day)) for number, last, body in delta.bodies
+    ]
+    delta.deliveries = [
+        (number, spore, agent, shared, None if body is None else box.seal(spore, body, day))
+        for number, spore, agent, shared, body in delta.deliveries
+    ]
+    delta.dead = [
+        (letter, spore, agent, why, box.seal(spore, str(error).encode(), day), attempts, at, number)
+        for letter, spore, agent, why, error, attempts, at, number in delta.dead
+    ]
+
+
+def open_store(
+    path: str | os.PathLike[str], *, sync: Literal["normal", "full"], key: bytes | None = None
+) -> Store:
     """Open or create the journal at `path` and lock it; the errors are those of `Journal.open`."""
     import sqlite3
 
@@ -201,15 +244,30 @@ def open_store(path: str | os.PathLike[str], *, sync: Literal["normal", "full"])
             for statement in _SCHEMA:
                 db.execute(statement)
             db.execute("INSERT INTO replica VALUES (?)", (secrets.token_hex(16),))
+        box = _box(db, key)
         db.execute("COMMIT")
         _tune(db, file, sync)
-        return Store(db)
+        if box is not None:
+            db.execute("PRAGMA secure_delete = ON")  # a key that is dropped is overwritten
+            if box.is_new:
+                _clean(db)
+            box.erase()
+        return Store(db, box)
     except BaseException as exc:
         if db is not None:
             db.close()
         if isinstance(exc, sqlite3.Error | OSError):
             _explain(exc, file)
         raise
+
+
+def _box(db: sqlite3.Connection, key: bytes | None) -> JournalBox | None:
+    """Return what seals the file, if it is sealed."""
+    if key is None and not db.execute(_HAS_KEYS).fetchone()[0]:
+        return None
+    from praval.core.journal_box import box_for  # it needs the package of the extra "secure"
+
+    return box_for(db, key)
 
 
 def _tune(db: sqlite3.Connection, file: Path, sync: Literal["normal", "full"]) -> None:
@@ -225,6 +283,12 @@ def _tune(db: sqlite3.Connection, file: Path, sync: Literal["normal", "full"]) -
     # The log is folded into the file every 4,000 pages (16 MB), each time with a disk flush.
     db.execute("PRAGMA wal_autocheckpoint = 4000")
     db.execute("PRAGMA journal_size_limit = 67108864")  # bytes a burst may leave in the log
+
+
+def _clean(db: sqlite3.Connection) -> None:
+    """Leave nothing of what was in the file, and was dropped, before it was sealed."""
+    db.execute("VACUUM")
+    db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
 
 def _make_private(file: Path) -> None:

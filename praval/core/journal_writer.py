@@ -29,7 +29,11 @@ class Writer:
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, path: str, sync: Literal["normal", "full"]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        path: str,
+        sync: Literal["normal", "full"],
+        key: bytes | None,
     ) -> None:
         self.loop = loop
         self.path = path
@@ -40,14 +44,14 @@ class Writer:
         # A daemon, because a program that forgot to close its journal must be able to end. What
         # was reported is committed, whatever happens to the thread.
         self.thread = threading.Thread(
-            target=self._run, args=(sync,), name="praval-journal", daemon=True
+            target=self._run, args=(sync, key), name="praval-journal", daemon=True
         )
         self._waiting: deque[_Item | None] = deque()
         self._in_hand: list[asyncio.Future[Any]] = []
 
-    def _run(self, sync: Literal["normal", "full"]) -> None:
+    def _run(self, sync: Literal["normal", "full"], key: bytes | None) -> None:
         try:
-            store = open_store(self.path, sync=sync)
+            store = open_store(self.path, sync=sync, key=key)
         except BaseException as exc:  # noqa: BLE001 - not lost: `Journal.open` raises it
             self._tell(_resolve, [self.opened], [exc])
             return

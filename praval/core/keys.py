@@ -75,6 +75,7 @@ class Keyring:
         self.instance = random(16)
         """Names this keyring and the replay memory that belongs to it."""
         self.replay_key = random(32)
+        self._journal_key: bytes | None = None
         self._random = random
         roots = set(roots)
         if throw_away_root is None:
@@ -93,6 +94,13 @@ class Keyring:
         """Names that cannot have a card now (their certificate has ended), and why."""
         self._principals: dict[str, Principal] = {}
         self._receivers: dict[tuple[str, tuple[str, ...], frozenset[int]], Receiver] = {}
+
+    @property
+    def journal_key(self) -> bytes:
+        """What encrypts a journal (``praval.core.journal_box``); made when it is first wanted."""
+        if self._journal_key is None:
+            self._journal_key = self._random(32)
+        return self._journal_key
 
     @property
     def root(self) -> VerifyKey | None:
@@ -304,6 +312,7 @@ class Keyring:
             StoredKeyring(
                 self.instance,
                 self.replay_key,
+                self.journal_key,
                 None if self._root is None else self._root.reveal(),
                 sorted(bytes(root) for root in self.directory.roots),
                 [stored_principal(self._principals[name]) for name in self.names],
@@ -327,6 +336,7 @@ class Keyring:
         except (msgspec.DecodeError, UnicodeError, RecursionError):
             raise KeyringError("The stored keyring cannot be read.", SealCode.MALFORMED) from None
         self.instance, self.replay_key = stored.instance, stored.replay_key
+        self._journal_key = stored.journal_key
         self.directory.roots = roots
         self.directory.restore(stored.directory, now)
         for keys in principals:

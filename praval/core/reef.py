@@ -730,6 +730,7 @@ class Reef:
             sync=limits.journal_sync,
             retention=2 * (limits.message_ttl or 43_200.0),
             clock=self.clock,
+            key=_journal_key(self.security),
         )
 
     async def _keep_house(self, journal: Journal) -> None:
@@ -777,6 +778,15 @@ def _journal_path(
     if journal is not False and not isinstance(journal, str | os.PathLike):
         raise ConfigurationError(f"journal must be a path, True, False or None, not {journal!r}.")
     return Path(journal) if journal else None
+
+
+def _journal_key(security: Security | None) -> bytes | None:
+    if security is None:
+        return None
+    from praval.core.keys import Keyring
+
+    keyring = security if isinstance(security, Keyring) else security.keyring
+    return keyring.journal_key
 
 
 def _check_security(security: Security) -> None:
