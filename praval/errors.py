@@ -41,6 +41,7 @@
     │   └── TopicError              a topic or pattern that cannot be used
     ├── CertificateError            a certificate cannot be made, found or revoked
     │   └── CertificateFolderError  the authority's folder cannot be read, written or had alone
+    ├── AuditError                  the audit log cannot be used, or is not as it was written
     ├── SealError                   a sealed spore or the keys to it are refused: see ``code``
     │   ├── EnvelopeError           an envelope cannot be sealed or opened
     │   ├── CardError               a certificate, key card or status list is not to be trusted
@@ -272,6 +273,10 @@ _RETRIED = frozenset(
         SealCode.RATE_LIMITED,
     }
 )
+
+
+class AuditError(PravalError):
+    """The audit log cannot be used, or is not as it was written."""
 
 
 class SealError(PravalError):

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import praval
-from praval.cli import agents, approvals, certs, demo, keys, ping, run, send
+from praval.cli import agents, approvals, audit, certs, demo, keys, ping, run, send
 
 app = typer.Typer(
     name="praval",
@@ -24,6 +24,7 @@ app.command("send")(send.send)
 app.add_typer(approvals.app, name="approvals")
 app.add_typer(certs.app)
 app.add_typer(keys.app)
+app.add_typer(audit.app)
 
 
 def _version(wanted: bool) -> None:

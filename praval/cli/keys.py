@@ -73,6 +73,7 @@ def init(
 def show(folder: Dir = HERE, strict: Strict = False) -> None:
     """Show the keys of each agent, and how long what is sealed to them stays readable."""
     with _refusals():
+        from praval.core.audit_chain import AuditKeys
         from praval.core.lifetimes import shown
 
         store = _open(folder, strict)
@@ -83,6 +84,7 @@ def show(folder: Dir = HERE, strict: Strict = False) -> None:
             _say(f"{name} has no card: {error}")
         for key in store.keyring.directory.roots:
             _say(f"root {bytes(key).hex()}")
+        _say(f"audit key {bytes(AuditKeys(store.keyring.audit_key).verify_key).hex()}")
         _say(
             f"forward-secrecy window: {shown(times.window)} (rotation {shown(times.rotation)}, "
             f"card {shown(times.card)}, spore {shown(times.max_ttl)}, skew {shown(times.skew)})"
@@ -438,3 +440,9 @@ def _date(milliseconds: int) -> str:
 
 def _say(line: str) -> None:
     typer.echo(line)
+
+
+def opened(folder: Path) -> KeyStore:
+    """Open a store for another command, with its passphrase; ends the process if that fails."""
+    with _refusals():
+        return _open(folder)

@@ -76,6 +76,7 @@ class Keyring:
         """Names this keyring and the replay memory that belongs to it."""
         self.replay_key = random(32)
         self._journal_key: bytes | None = None
+        self._audit_key: bytes | None = None
         self._random = random
         roots = set(roots)
         if throw_away_root is None:
@@ -101,6 +102,13 @@ class Keyring:
         if self._journal_key is None:
             self._journal_key = self._random(32)
         return self._journal_key
+
+    @property
+    def audit_key(self) -> bytes:
+        """What signs and encrypts the audit log; made when it is first wanted."""
+        if self._audit_key is None:
+            self._audit_key = self._random(32)
+        return self._audit_key
 
     @property
     def root(self) -> VerifyKey | None:
@@ -313,6 +321,7 @@ class Keyring:
                 self.instance,
                 self.replay_key,
                 self.journal_key,
+                self.audit_key,
                 None if self._root is None else self._root.reveal(),
                 sorted(bytes(root) for root in self.directory.roots),
                 [stored_principal(self._principals[name]) for name in self.names],
@@ -336,7 +345,7 @@ class Keyring:
         except (msgspec.DecodeError, UnicodeError, RecursionError):
             raise KeyringError("The stored keyring cannot be read.", SealCode.MALFORMED) from None
         self.instance, self.replay_key = stored.instance, stored.replay_key
-        self._journal_key = stored.journal_key
+        self._journal_key, self._audit_key = stored.journal_key, stored.audit_key
         self.directory.roots = roots
         self.directory.restore(stored.directory, now)
         for keys in principals:

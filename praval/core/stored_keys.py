@@ -61,6 +61,7 @@ class StoredKeyring(msgspec.Struct, forbid_unknown_fields=True):
     instance: bytes
     replay_key: Key32
     journal_key: Key32
+    audit_key: Key32
     root: Key32 | None
     roots: list[Key32]
     principals: list[StoredPrincipal]

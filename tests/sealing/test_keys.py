@@ -347,7 +347,7 @@ def canaries() -> list[object]:
     return [
         SigningKey(CANARY), PrivateKey(CANARY), keyring, keys, keys.prekeys[0], keys.signers[0],
         stored, stored.prekeys[0], stored.signers[0], read_backup(backup(keys)),
-        StoredKeyring(b"", CANARY, CANARY, CANARY, [], [stored], b""),
+        StoredKeyring(b"", CANARY, CANARY, CANARY, CANARY, [], [stored], b""),
         BoxKey("CANARY-passphrase", bytes(16), CHEAP),
     ]  # fmt: skip
 
