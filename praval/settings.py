@@ -20,6 +20,12 @@ import msgspec
 
 from praval.errors import ConfigurationError, UnknownNameError
 from praval.plugins import near
+from praval.secure_settings import (
+    AuditSettings,
+    MonitoringSettings,
+    SecureSporesSettings,
+    translated,
+)
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
@@ -54,6 +60,8 @@ class ReefSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How often the journal forgets settled ids that are older than twice the TTL."""
     dead_letters: Count = 1000
     """Dead letters kept in memory when there is no journal."""
+    message_retention: Positive | None = None
+    """Seconds after which a journal forgets dead letters; None: it keeps them."""
     receipt: Literal["broker", "receiver"] | None = None
     """What ends a spore that left by a transport: the broker's confirmation, or receipts of all
     its receivers. Until then it stays in the outbox, which dies with its process unless there is
@@ -162,6 +170,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     security: SecuritySettings = SecuritySettings()
     memory_config: MemorySettings = MemorySettings()
     transport_security: TransportSecuritySettings = TransportSecuritySettings()
+    secure_spores: SecureSporesSettings = SecureSporesSettings()
+    audit: AuditSettings = AuditSettings()
+    monitoring: MonitoringSettings = MonitoringSettings()
 
     def __repr__(self) -> str:
         """Everything but the password that a transport's URL may hold."""
@@ -175,6 +186,18 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The data directory with ``~`` expanded; it may not exist yet."""
         return Path(self.data_dir).expanduser()
 
+    @property
+    def keys_path(self) -> Path:
+        """The folder of the keys for sealed spores."""
+        path = self.secure_spores.keys_path
+        return self.data_path / "keys" if path is None else Path(path).expanduser()
+
+    @property
+    def audit_path(self) -> Path:
+        """The folder of the audit logs."""
+        path = self.audit.log_path
+        return self.data_path / "audit" if path is None else Path(path).expanduser()
+
 
 ENVIRONMENT: Mapping[str, str] = {
     "PRAVAL_DEFAULT_PROVIDER": "default_provider",
@@ -184,6 +207,7 @@ ENVIRONMENT: Mapping[str, str] = {
     "PRAVAL_DATA_DIR": "data_dir",
     "PRAVAL_DEBUG": "debug",
     "PRAVAL_TRANSPORT": "transport",
+    "PRAVAL_ENABLE_SECURE_SPORES": "secure_spores.enabled",
     "PRAVAL_TLS_CERT_DIR": "transport_security.certificate_path",
     "PRAVAL_REEF_CAPACITY": "reef_config.channel_capacity",
     "PRAVAL_MESSAGE_TTL": "reef_config.message_ttl",
@@ -209,20 +233,14 @@ READ_ELSEWHERE = (
 )
 """Variables that are no settings: a file with prices of models, secrets of ``praval keys``."""
 
-ENVIRONMENT_NOT_BUILT: Mapping[str, str] = {
-    "PRAVAL_ENABLE_SECURE_SPORES": "sealed spores",
-}
-"""Variables of the guide that are accepted with a warning until their feature exists."""
-
 NOT_BUILT = {
     "performance.batch_size": "batched model calls",
     "security.enable_content_filtering": "content filtering",
     "security.rate_limit_requests": "rate limits",
     "memory_config": "agent memory",
-    "secure_spores": "sealed spores",
-    "message_security": "sealed spores",
-    "audit": "the audit log",
-    "monitoring": "metrics",
+    "monitoring.metrics_enabled": "metrics",
+    "monitoring.health_check_interval": "metrics",
+    "monitoring.performance_monitoring": "metrics",
 }
 """Keys of the guide that are accepted with a warning until their feature exists."""
 
@@ -248,9 +266,7 @@ def from_environment(environ: Mapping[str, str] | None = None) -> Settings:
             if feature := _feature_not_built(path):
                 _warn_no_effect(variable, feature, stacklevel=3)
     for variable in environ:
-        if variable in ENVIRONMENT_NOT_BUILT:
-            _warn_no_effect(variable, ENVIRONMENT_NOT_BUILT[variable], stacklevel=3)
-        elif variable.startswith("PRAVAL_") and variable not in (*ENVIRONMENT, *READ_ELSEWHERE):
+        if variable.startswith("PRAVAL_") and variable not in (*ENVIRONMENT, *READ_ELSEWHERE):
             hint = near(variable, ENVIRONMENT)
             if hint:
                 warnings.warn(f"Unknown environment variable {variable}.{hint}", stacklevel=2)
@@ -266,17 +282,12 @@ def merge(settings: Settings, changes: Mapping[str, Any]) -> Settings:
     """
     if not isinstance(changes, Mapping):
         raise ConfigurationError(f"configure() takes a mapping, not {type(changes).__name__}.")
-    known = {key: value for key, value in changes.items() if key not in NOT_BUILT_SECTIONS}
-    _check_keys(settings, known, path="")
-    tree = _merged(msgspec.to_builtins(settings), known)
+    changes = translated(changes)
+    _check_keys(settings, changes, path="")
+    tree = _merged(msgspec.to_builtins(settings), changes)
     merged = _convert(tree, source="configure()", strict=True)
     _warn_not_built(changes)
     return merged
-
-
-NOT_BUILT_SECTIONS = frozenset(key for key in NOT_BUILT if "." not in key) - frozenset(
-    Settings.__struct_fields__
-)
 
 
 class _Current:
@@ -390,7 +401,7 @@ def _convert(tree: Any, *, source: str, strict: bool = False) -> Settings:
 def _check_keys(settings: msgspec.Struct, changes: Mapping[Any, Any], path: str) -> None:
     for key, value in changes.items():
         if key not in settings.__struct_fields__:
-            fields = [*settings.__struct_fields__, *([] if path else NOT_BUILT_SECTIONS)]
+            fields = [*settings.__struct_fields__, *([] if path else ["message_security"])]
             where = f" in {path.rstrip('.')!r}" if path else ""
             raise UnknownNameError(
                 f"Unknown setting {key!r}{where}.{near(str(key), fields)} "

@@ -16,7 +16,6 @@ from praval import Reef, Settings, Spore, agent, configure
 from praval.errors import ConfigurationError, UnknownNameError
 from praval.settings import (
     ENVIRONMENT,
-    ENVIRONMENT_NOT_BUILT,
     NOT_BUILT,
     current_settings,
     from_environment,
@@ -31,6 +30,7 @@ VARIABLES: dict[str, tuple[str, str, Any]] = {
     "PRAVAL_MAX_THREADS": ("12", "max_threads", 12),
     "PRAVAL_DATA_DIR": ("/var/lib/x", "data_dir", "/var/lib/x"),
     "PRAVAL_DEBUG": ("true", "debug", True),
+    "PRAVAL_ENABLE_SECURE_SPORES": ("true", "secure_spores.enabled", True),
     "PRAVAL_TRANSPORT": ("amqps://host/", "transport", "amqps://host/"),
     "PRAVAL_TLS_CERT_DIR": ("/certs", "transport_security.certificate_path", "/certs"),
     "PRAVAL_REEF_CAPACITY": ("2000", "reef_config.channel_capacity", 2000),
@@ -132,13 +132,6 @@ def test_a_misspelt_variable_is_pointed_out() -> None:
 def test_a_variable_of_somebody_else_is_left_alone() -> None:
     """Neither other programs' variables nor far-off names make noise."""
     assert from_environment({"PRAVAL_XYZZY": "1", "MAX_THREADS": "x", "PATH": "/"}) == Settings()
-
-
-@pytest.mark.parametrize("variable", ENVIRONMENT_NOT_BUILT)
-def test_a_variable_whose_feature_is_missing_warns(variable: str) -> None:
-    """Nobody believes that spores are sealed because a variable was set."""
-    with pytest.warns(FutureWarning, match=f"{variable} is accepted, but .* no effect"):
-        assert from_environment({variable: "true"}) == Settings()
 
 
 def test_a_missing_feature_is_warned_about_once_per_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,6 +255,72 @@ def test_a_section_whose_feature_is_missing_warns(path: str) -> None:
     assert settings.reef_config == Settings().reef_config
 
 
+SECURE_PRAVAL_CONFIG: dict[str, Any] = {
+    "secure_spores": {
+        "enabled": True, "key_rotation_interval": 86400, "signature_algorithm": "ed25519",
+        "encryption_algorithm": "curve25519_xsalsa20_poly1305", "key_backup_enabled": True,
+        "key_backup_path": "/secure/backup/keys",
+    },
+    "transport_security": {
+        "enforce_tls": True, "min_tls_version": "1.3", "verify_certificates": True,
+        "certificate_path": "/app/certs", "mutual_tls": True, "crl_check": True,
+    },
+    "message_security": {
+        "max_message_size": 10485760, "message_retention": 604800, "replay_protection": True,
+        "rate_limiting": {"messages_per_minute": 1000, "burst_size": 100},
+    },
+    "audit": {
+        "enabled": True, "log_all_messages": True, "log_path": "/app/logs/audit",
+        "retention_days": 2555, "encryption_at_rest": True,
+    },
+    "monitoring": {
+        "metrics_enabled": True, "health_check_interval": 30, "performance_monitoring": True,
+        "security_alerts": True,
+    },
+}  # fmt: skip
+"""That of the guide, "Production Security Configuration"."""
+
+
+def test_the_secure_configuration_of_the_guide_is_accepted() -> None:
+    """Each key has its effect; of metrics, which do not exist yet, it is said so."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        settings = configure(SECURE_PRAVAL_CONFIG)
+    named = {str(warning.message).split("'")[1] for warning in caught}
+    missing = ("metrics_enabled", "health_check_interval", "performance_monitoring")
+    assert named == {f"monitoring.{key}" for key in missing}
+    assert settings.secure_spores.enabled
+    assert settings.secure_spores.key_backup_path == "/secure/backup/keys"
+    assert settings.transport_security.min_tls_version == "1.3"
+    assert settings.security.max_message_size == 10_485_760
+    assert (settings.security.messages_per_minute, settings.security.burst_size) == (1000.0, 100)
+    assert settings.reef_config.message_retention == 604_800.0
+    assert settings.audit.encryption_at_rest
+    assert settings.audit.log_path == "/app/logs/audit"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"secure_spores": {"signature_algorithm": "rsa"}}, "signature_algorithm"),
+        ({"secure_spores": {"encryption_algorithm": "aes"}}, "encryption_algorithm"),
+        ({"secure_spores": {"key_rotation_interval": 0}}, "key_rotation_interval"),
+        ({"message_security": {"replay_protection": False}}, "cannot be turned off"),
+        ({"message_security": {"max_mesage_size": 1}}, 'Did you mean "max_message_size"'),
+        ({"message_security": {"rate_limiting": {"burst": 1}}}, "rate_limiting.burst_size"),
+        ({"message_security": {"rate_limiting": 5}}, "must be a mapping"),
+        ({"message_security": 5}, "must be a mapping"),
+        ({"message_security": {"max_message_size": 0}}, "max_message_size"),
+        ({"audit": {"enable": True}}, 'Did you mean "enabled"'),
+        ({"audit": {"retention_days": -1}}, "retention_days"),
+    ],
+)
+def test_what_a_key_of_security_cannot_do_is_refused(changes: dict[str, Any], message: str) -> None:
+    """Nobody believes to be protected by a key that does nothing."""
+    with pytest.raises(ConfigurationError, match=message):
+        configure(changes)
+
+
 def test_configure_merges() -> None:
     """A later call keeps what an earlier one set, in nested sections too."""
     configure({"reef_config": {"channel_capacity": 5}, "max_threads": 3})
@@ -327,7 +386,7 @@ def test_a_warning_that_is_an_error_changes_nothing() -> None:
     """Under ``-W error`` the missing feature's warning refuses the whole change."""
     before = current_settings()
     with pytest.raises(FutureWarning):
-        configure({"max_threads": 3, "audit": {"on": True}})
+        configure({"max_threads": 3, "monitoring": {"metrics_enabled": True}})
     assert current_settings() is before
 
 

@@ -161,6 +161,10 @@ class Journal:
         """Delete a dead letter. Fails if there is none with that id."""
         return self._enqueue(lambda store: store.drop_dead(row_id))
 
+    def drop_dead_before(self, at: float) -> asyncio.Future[int]:
+        """Delete the dead letters buried before a time (UTC seconds); resolves to how many."""
+        return self._enqueue(lambda store: store.drop_dead_before(at))
+
     def prune(self) -> asyncio.Future[int]:
         """Forget the ids settled more than `retention` seconds ago; resolves to how many.
 

@@ -176,6 +176,10 @@ class Store:
                 "List the dead letters for the ids there are."
             )
 
+    def drop_dead_before(self, at: float) -> int:
+        """Delete the dead letters that were buried before that time; how many there were."""
+        return self._db.execute("DELETE FROM dead WHERE at < ?", (at,)).rowcount
+
     def prune(self, before: float) -> int:
         """Forget up to `PRUNE_CHUNK` ids settled before that time; how many were forgotten."""
         forgotten = self._db.execute(

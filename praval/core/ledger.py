@@ -293,6 +293,11 @@ class Ledger(Tally):
         if row is not None and self.journal is not None:
             await self.journal.drop_dead(await row)
 
+    def forget_dead_before(self, at: float) -> None:
+        """Forget the dead letters buried before a time (UTC seconds)."""
+        while self.dead_letters and self.dead_letters[0].at < at:
+            self._dead_rows.pop(self.dead_letters.popleft().id, None)
+
     # -- quiescence ----------------------------------------------------------------------
 
     def became_idle(self) -> None:

@@ -94,6 +94,7 @@ class Reef:
         security: seals every spore: a :class:`~praval.core.keys.Keyring` (``Keyring()``: fresh
             identities in memory), or an open :class:`~praval.core.key_store.KeyStore`, which
             replicas share. Without a transport the spores travel sealed inside this process.
+            None: as ``secure_spores`` in the settings.
 
     Raises:
         DuplicateAgentError, HandlerSignatureError, ConfigurationError: see :meth:`add`.
@@ -123,8 +124,18 @@ class Reef:
         self.namespace = namespace
         if transport is None:
             transport = self.settings.transport
-        if security is not None and (transport is None or transport is False):
-            transport = f"local://sealed-{new_id()}"  # a bus of its own
+        is_private = transport is False
+        self._opens_keys = (
+            security is None and not is_private and self.settings.secure_spores.enabled
+        )
+        """Whether to seal with the keys that the settings name."""
+        if security is not None or self._opens_keys:
+            transport = transport or f"local://sealed-{new_id()}"  # a bus of its own
+        elif self.settings.audit.enabled and not is_private:
+            raise ConfigurationError(
+                "audit.enabled needs security=, or secure_spores.enabled: the keys that seal "
+                "spores sign the audit log."
+            )
         self.transport_choice = choose(transport, self.settings.transport_security)
         """What carries the spores to other hosts: how to connect it, or an open one."""
         self.bridge: Bridge | None = None
@@ -153,6 +164,7 @@ class Reef:
 
         Raises:
             ReefError: it was entered before.
+            SealError, ConfigurationError: the keys that the settings name cannot be opened.
             JournalError: the journal cannot be opened.
             TransportError: the broker cannot be used (see ``MessageTransport.initialize``).
             HandlerSignatureError: a handler wants what nothing provides.
@@ -166,6 +178,8 @@ class Reef:
         self._context = contextvars.copy_context()
         self._context.run(self._mark_context)
         limits = self.settings.reef_config
+        if self._opens_keys:
+            self.security = await self._configured_keys()
         self.journal = await self._open_journal()
         try:
             transport = await self._open_transport()
@@ -199,6 +213,11 @@ class Reef:
         await self._crew.start()
         if self.bridge is not None:
             await self.bridge.announce()
+
+    async def _configured_keys(self) -> Security:
+        from praval.core.configured_keys import open_configured
+
+        return await asyncio.to_thread(open_configured, self.settings, int(self.clock() * 1000))
 
     async def _open_transport(self) -> MessageTransport | None:
         if not isinstance(self.transport_choice, Choice):
@@ -734,9 +753,14 @@ class Reef:
         )
 
     async def _keep_house(self, journal: Journal) -> None:
+        limits = self.settings.reef_config
         while True:
-            await asyncio.sleep(self.settings.reef_config.cleanup_interval)
+            await asyncio.sleep(limits.cleanup_interval)
             try:
+                if limits.message_retention is not None:
+                    oldest = self.clock() - limits.message_retention
+                    self.books.forget_dead_before(oldest)
+                    await journal.drop_dead_before(oldest)
                 await journal.prune()
             except JournalError as error:  # one failure; the next round may do better
                 log.error("the journal could not forget old ids: %s", error)

@@ -16,6 +16,7 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from praval.core.auditor import Auditor
 from praval.core.bridge import BREATH, SLACK, Bridge
 from praval.core.card_channel import CardChannel
 from praval.core.cards import KnownCard
@@ -66,6 +67,7 @@ class SealedBridge(Bridge):
         """Connect a Reef and an open transport, which nobody needs to trust."""
         settings = reef.settings.security
         self.keeper = KeyKeeper(security)
+        self.auditor: Auditor | None = None
         self.events = SecurityEvents(self._alert)
         self.sealer = Sealer(
             self.keeper.keyring, join(reef.namespace, INBOX), settings, self.events, reef.clock
@@ -116,6 +118,10 @@ class SealedBridge(Bridge):
         await self.cards.check_clock()
         await self.keeper.refresh(self.sealer.now())
         self.sealer.process = process_name(self.keeper.keyring)
+        if self._reef.settings.audit.enabled:
+            key = self.keeper.keyring.audit_key
+            self.auditor = await Auditor.open(self._reef.settings, self._reef.namespace, key)
+            self.events.listeners.append(self.auditor.noticed)
         try:
             await self.cards.join_as(self.sealer.process, ())
         except KeyringError as error:
@@ -143,6 +149,8 @@ class SealedBridge(Bridge):
                 self._renewals.cancel()
                 await asyncio.wait([self._renewals])
             await self._writer.aclose()
+            if self.auditor is not None:
+                await self.auditor.aclose()
 
     # -- out -----------------------------------------------------------------------------
 
@@ -166,6 +174,7 @@ class SealedBridge(Bridge):
                 raise EnvelopeError(str(error), error.code) from None
             self.cards.want(name=message.to_name)
             raise
+        self._audit("sent", message)
         if not resent:
             for name in done.missed:
                 self._count_missed(posted, name)
@@ -228,6 +237,7 @@ class SealedBridge(Bridge):
             if runner.gone is None:  # its handler has cancelled its own task
                 self._attempts[posted.header.id, runner.name] = posted.attempt
             raise GiveBack
+        self._audit(inbound.committed, arrival.opened.message, runner.name)
         self._sealed_inbox.owe(arrival, inbound.committed, runner.name)
 
     async def _until_over(self, inbound: SealedInbound) -> None:
@@ -255,6 +265,7 @@ class SealedBridge(Bridge):
                 return at_work
             begun = await self._lease(key, arrival, content)
             if begun.code is None:
+                self._audit("received", arrival.opened.message, name)
                 return await self._take_in(key, arrival, posted, runner, begun)
             if begun.code is SealCode.DUPLICATE:
                 self._reef.books.count(posted, Outcome.DUPLICATE, Reason.SAME_ID)
@@ -360,8 +371,13 @@ class SealedBridge(Bridge):
             leaving = self._reef.loop.create_task(self._leave(runner))
             leaving.add_done_callback(_seen)
 
+    def _audit(self, what: str, message: Message, agent: str | None = None) -> None:
+        if self.auditor is not None:
+            self.auditor.message(what, message, agent=agent)
+
     def _alert(self, knowledge: Mapping[str, Any]) -> None:
-        self._reef.publisher.report("security_alert", knowledge, None)
+        if self._reef.settings.monitoring.security_alerts:
+            self._reef.publisher.report("security_alert", knowledge, None)
 
     def security(self) -> dict[str, Any]:
         """Return counts: refusals by code, receipts by what they said."""
