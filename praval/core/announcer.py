@@ -19,6 +19,8 @@ log = logging.getLogger("praval.presence")
 
 PATIENCE = 7.0
 """Seconds for an announcement; the next one makes up for it."""
+LAST_WORD = 3.0
+"""Seconds for the one that nobody is here any more; silence says it too, only later."""
 
 
 class Announcer:
@@ -81,12 +83,13 @@ class Announcer:
 
     async def _say_in_time(self, *, asks: bool = False, leaves: bool = False) -> None:
         """Announce; if there is no broker for now, the next round will do better."""
+        seconds = LAST_WORD if leaves else PATIENCE
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(seconds):
                 await self._say(asks=asks, leaves=leaves)
         except (PravalError, TimeoutError) as error:
             log.warning(
-                "no announcement of presence: %s", str(error) or f"{PATIENCE} s were not enough"
+                "no announcement of presence: %s", str(error) or f"{seconds} s were not enough"
             )
 
     async def _keep_saying(self) -> None:

@@ -43,7 +43,6 @@ from praval.errors import (
     ConfigurationError,
     JournalError,
     MalformedSporeError,
-    PravalError,
     SporeTooLargeError,
     TopicError,
     UnknownAgentError,
@@ -70,7 +69,7 @@ REMEMBERED = 100_000
 TOPICS = 4096
 """Topics that are remembered, encoded."""
 
-PATIENCE = 7.0
+PATIENCE = 3.0
 """Seconds for what is polite but not needed when the Reef closes."""
 
 
@@ -227,10 +226,9 @@ class Bridge:
     async def close(self) -> None:
         """Send the notes that are owed, and hear no more. The transport is its owner's."""
         await self.inbox.aclose(PATIENCE)
-        for handle in self._own:
-            try:
-                await self.transport.unsubscribe(handle, patience=PATIENCE)
-            except PravalError as error:
+        ending = [self.transport.unsubscribe(each, patience=PATIENCE) for each in self._own]
+        for error in await asyncio.gather(*ending, return_exceptions=True):
+            if isinstance(error, Exception):
                 log.warning("leaving the transport: %s", error)
 
     # -- out -----------------------------------------------------------------------------

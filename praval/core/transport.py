@@ -268,6 +268,9 @@ class MessageTransport(ABC):
     ) -> None:
         """End a subscription, or all to one topic; callbacks that run may finish.
 
+        A broker that does not answer is waited for a few seconds only, but to drop a group. What
+        was not acknowledged it delivers again, when it has noticed the end of the connection.
+
         Args:
             target: what ``subscribe`` returned, or a topic or pattern as it was given.
             drop_group: remove the group at the broker too, with what it has collected.
@@ -275,12 +278,16 @@ class MessageTransport(ABC):
 
         Raises:
             ConfigurationError: there is no such subscription.
-            TransportUnsupportedError: it has ended, but the group could not be removed.
+            TransportUnsupportedError, TransportTimeoutError: it has ended, but the group could not
+                be removed.
         """
         raise TransportUnsupportedError(f"{type(self).__name__} has no unsubscribe().")
 
     async def close(self) -> None:  # noqa: B027 - without a connection there is nothing to do
-        """Let running callbacks finish (``close_timeout`` seconds), then disconnect. Idempotent."""
+        """Let running callbacks finish (``close_timeout`` seconds), then disconnect. Idempotent.
+
+        A broker that does not answer is waited for a few seconds only; see :meth:`unsubscribe`.
+        """
 
     def health(self) -> Health:
         """Return the state of the connection, and counts."""

@@ -29,7 +29,7 @@ from praval.errors import (
     TransportUnsupportedError,
 )
 from praval.testing import VirtualClock
-from praval_transports import base
+from praval_transports import base, dispatch
 from praval_transports.base import BrokerTransport
 from praval_transports.config import Address, BrokerConfig
 from praval_transports.dispatch import Listening
@@ -58,6 +58,7 @@ class FakeLink(Link):
         self.is_closed = False
         self.answer: Callable[[], Awaitable[bool | None]] = confirm
         self.on_listen: Callable[[], Awaitable[Any]] = confirm
+        self.on_leave: Callable[[], Awaitable[Any]] = confirm
         self.on_close: Callable[[], Awaitable[Any]] = confirm
 
     async def send(self, message: Outgoing) -> bool | None:
@@ -70,6 +71,7 @@ class FakeLink(Link):
 
     async def leave(self, listening: Listening, *, drop_group: bool) -> None:
         self.left.append(listening)
+        await self.on_leave()
 
     async def close(self) -> None:
         await self.on_close()
@@ -98,11 +100,13 @@ class Message(Incoming):
     def __init__(self, body: bytes, headers: dict[str, str] | None = None) -> None:
         super().__init__("a.b", body, headers or {}, False)
         self.fate: list[str] = []
+        self.on_give_back: Callable[[], Awaitable[Any]] = confirm
 
     async def acknowledge(self) -> None:
         self.fate.append("acknowledged")
 
     async def give_back(self) -> None:
+        await self.on_give_back()
         self.fate.append("given back")
 
 
@@ -565,6 +569,80 @@ async def test_a_link_that_does_not_close_is_not_waited_for_long(
     began = clock.time()
     await transport.close()
     assert clock.time() - began == pytest.approx(3, abs=0.1)
+
+
+async def test_a_broker_that_is_silent_when_we_leave_is_told_by_the_end_of_its_connection(
+    transport: Scripted, clock: VirtualClock
+) -> None:
+    """It gets a few seconds, for all subscriptions together; drop_group alone insists."""
+    transport.prepare = lambda link: setattr(link, "on_leave", be_silent)
+    await transport.open()
+    handles = [await transport.subscribe(topic, print, group=topic) for topic in "abc"]
+    began = clock.time()
+    await asyncio.gather(*map(transport.unsubscribe, handles))
+    assert clock.time() - began == pytest.approx(dispatch.POLITE)
+    assert transport.links[0].is_closed
+    last = await transport.subscribe("d", print, group="d")
+    with pytest.raises(TransportTimeoutError, match="has dropped the group"):
+        await transport.unsubscribe(last, drop_group=True)
+    await transport.subscribe("e", print)
+    await transport.subscribe("f", print)
+    began = clock.time()
+    await transport.close()
+    assert clock.time() - began == pytest.approx(dispatch.POLITE, abs=0.1)
+    assert all(link.is_closed for link in transport.links)
+
+
+async def test_a_broker_that_takes_nothing_back_is_not_waited_for_long(
+    transport: Scripted, clock: VirtualClock
+) -> None:
+    """What it did not answer for comes again with the end of the connection."""
+    await transport.open()
+    listening = await transport.subscribe("a.b", lambda _: asyncio.sleep(1000), group="g")
+    messages = [Message(b"%d" % number) for number in range(5)]
+    for message in messages:
+        message.on_give_back = lambda: asyncio.shield(transport.links[0].lost)
+        listening.receive(message)  # type: ignore[attr-defined]
+    await asyncio.sleep(0)
+    began = clock.time()
+    await transport.unsubscribe(listening, patience=1)
+    assert clock.time() - began == pytest.approx(dispatch.POLITE + 1, abs=0.1)
+    assert transport.links[0].lost.done()
+
+
+async def test_closing_ends_what_is_ending_already(
+    transport: Scripted, clock: VirtualClock
+) -> None:
+    """The patience of whoever unsubscribes does not count any more, but close_timeout does."""
+    await transport.open(close_timeout=3)
+    message = Message(b"slow")
+    listening = await transport.subscribe("a.b", lambda _: asyncio.sleep(1000))
+    listening.receive(message)  # type: ignore[attr-defined]
+    await asyncio.sleep(0)
+    ending = asyncio.create_task(transport.unsubscribe(listening, patience=500))
+    await asyncio.sleep(1)
+    began = clock.time()
+    await transport.close()
+    await ending
+    assert clock.time() - began == pytest.approx(3, abs=0.1)
+    assert message.fate == ["given back"]
+
+
+async def test_a_subscription_that_ends_while_it_is_made_again_is_left(transport: Scripted) -> None:
+    """Else the broker would go on to deliver to it, and take it back, for ever."""
+    await transport.open()
+    release = asyncio.Event()
+    handles = [await transport.subscribe(topic, print) for topic in "abc"]
+    transport.prepare = lambda link: setattr(link, "on_listen", release.wait)
+    transport.links[0].lose(TransportConnectionError("cut"))
+    await asyncio.sleep(1)
+    for handle in handles[:2]:
+        await transport.unsubscribe(handle)
+    release.set()
+    await asyncio.sleep(1)
+    link = transport.links[1]
+    assert transport.health().state == "connected"
+    assert set(link.listening) - set(link.left) == {handles[2]}
 
 
 async def test_a_cancelled_close_goes_on_to_its_end(transport: Scripted) -> None:

@@ -36,7 +36,7 @@ from praval.errors import (
 )
 from praval_transports.brokers import SLOWEST, Brokers
 from praval_transports.config import Address, BrokerConfig, read_config
-from praval_transports.dispatch import Listening
+from praval_transports.dispatch import POLITE, Listening
 from praval_transports.link import Link
 from praval_transports.message import Counts, Outgoing, pack
 
@@ -66,6 +66,8 @@ class BrokerTransport(MessageTransport, Generic[C]):
         self._error: Exception | None = None
         self._changed: asyncio.Future[None]
         self._listenings: list[Listening] = []
+        self._parting: list[Listening] = []
+        """Subscriptions that are being ended."""
         self._listen_lock = asyncio.Lock()
         self._supervisor: asyncio.Task[None] | None = None
         self._leaving: asyncio.Future[None] | None = None
@@ -129,11 +131,11 @@ class BrokerTransport(MessageTransport, Generic[C]):
         for listening in self._listenings:
             listening.stop()
         if link is not None:
-            with contextlib.suppress(TransportError, OSError):  # TimeoutError is one
-                async with asyncio.timeout(patience):
-                    for listening in self._listenings:
-                        await link.leave(listening, drop_group=False)
-        await asyncio.gather(*(each.finish(patience) for each in self._listenings))
+            with contextlib.suppress(TransportError):
+                await self._part(link, self._listenings, min(POLITE, patience))
+        await asyncio.gather(
+            *(each.finish(patience) for each in (*self._listenings, *self._parting))
+        )
         self._state = "closed"
         self._wake()
         assert self._supervisor is not None
@@ -160,7 +162,7 @@ class BrokerTransport(MessageTransport, Generic[C]):
             log.warning("%s: lost %s: %s", self.protocol, self._brokers.address, error)
             for listening in self._listenings:
                 listening.forget()
-            await self._discard(link)
+            await asyncio.shield(self._start(self._discard(link)))  # to its end, also if we close
             if lived > delay:
                 delay = shortest
             else:  # lost as soon as it is made: what loses it may do so again, and again
@@ -189,14 +191,19 @@ class BrokerTransport(MessageTransport, Generic[C]):
 
     async def _listen_again(self, link: Link) -> None:
         async with self._listen_lock:
-            for listening in list(self._listenings) if self._state == "connected" else ():
+            for listening in filter(self._is_wanted, list(self._listenings)):
                 try:
                     async with asyncio.timeout(self.config.confirm_timeout):
                         await link.listen(listening)
+                        if not self._is_wanted(listening):  # any more
+                            await link.leave(listening, drop_group=False)
                 except (TransportError, OSError, TimeoutError) as error:
                     link.lose(error)  # the next round will do better, or say so
                     return
                 listening.link = link
+
+    def _is_wanted(self, listening: Listening) -> bool:
+        return self._state == "connected" and listening in self._listenings
 
     async def _connect(self, address: Address) -> Link:
         limit = self.config.connect_timeout
@@ -356,6 +363,19 @@ class BrokerTransport(MessageTransport, Generic[C]):
                 link.lose(error)
             await listening.finish(0)
 
+    async def _part(self, link: Link, listenings: Sequence[Listening], seconds: float) -> None:
+        """Tell the broker that these hear no more, ``seconds`` at most.
+
+        To one that does not answer soon the end of the connection tells it, and that what was not
+        acknowledged is to come again.
+        """
+        try:
+            async with asyncio.timeout(seconds), self._listen_lock:
+                for listening in listenings:
+                    await link.leave(listening, drop_group=False)
+        except (TransportConnectionError, OSError) as error:  # TimeoutError is one
+            link.lose(TransportConnectionError(f"No farewell: {str(error) or 'no answer'}."))
+
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Do it to its end, also when whoever awaits it (shielded) is cancelled.
 
@@ -402,15 +422,21 @@ class BrokerTransport(MessageTransport, Generic[C]):
         patience: float,
         caller: asyncio.Task[Any] | None,
     ) -> None:
-        async def leave(link: Link) -> None:
+        async def drop(link: Link) -> None:
             async with self._listen_lock:
-                await link.leave(listening, drop_group=drop_group)
+                await link.leave(listening, drop_group=True)
 
+        self._parting.append(listening)
         try:
-            if drop_group or (self._link is not None and not self._link.lost.done()):
-                await self._insist("unsubscribed", leave)
+            if drop_group:
+                await self._insist("dropped the group", drop)
+            elif (link := self._link) is not None and not link.lost.done():
+                await self._part(link, [listening], min(POLITE, self.config.confirm_timeout))
         finally:
-            await listening.finish(patience, caller)
+            try:
+                await listening.finish(patience, caller)
+            finally:
+                self._parting.remove(listening)
 
     async def bury(self, message: Outgoing) -> None:
         """Publish a dead letter; errors are those of :meth:`publish`."""

@@ -20,6 +20,7 @@ from praval.errors import (
     ConfigurationError,
     MalformedSporeError,
     SporeTooLargeError,
+    TransportConnectionError,
     TransportError,
 )
 from praval_transports.config import BrokerConfig
@@ -41,6 +42,9 @@ log = logging.getLogger("praval.transport")
 ASIDE = 60
 """First waits (``retry_delay``) until a dead letter that failed in its own callback is given back,
 but not less than a second: it has nowhere else to go, and must not go round in a circle."""
+POLITE = 3.0
+"""Seconds that a broker has for what is polite when a subscription ends: that we leave, and what we
+give back. The end of the connection tells it the same."""
 CANCEL_GRACE = 5.0
 """Seconds that a cancelled callback may take to clean up."""
 
@@ -258,9 +262,13 @@ class Listening(Subscription):
     async def _give_back(self, incoming: Incoming) -> None:
         self._owner.counts.given_back += 1
         try:
-            await incoming.give_back()
+            async with asyncio.timeout(POLITE if self._left else None):
+                await incoming.give_back()
         except TransportError as error:  # the broker gives it back to itself, then
             log.debug("could not give back: %s", error)
+        except TimeoutError:
+            if self.link is not None:  # with it all comes back
+                self.link.lose(TransportConnectionError(f"No answer for {POLITE} s to the end."))
 
 
 def _checked_group(group: str | None) -> str | None:

@@ -8,6 +8,9 @@ from abc import ABC, abstractmethod
 from praval_transports.dispatch import Listening
 from praval_transports.message import Outgoing
 
+FAREWELL = 2.0
+"""Seconds that a broker has for its part of ending a connection."""
+
 
 class Link(ABC):
     """One live connection. Once it is lost it stays lost.

@@ -51,7 +51,7 @@ from praval.errors import TransportConnectionError
 from praval_transports.base import BrokerTransport
 from praval_transports.config import Address, BrokerConfig
 from praval_transports.dispatch import Listening
-from praval_transports.link import Link
+from praval_transports.link import FAREWELL, Link
 from praval_transports.message import Outgoing
 from praval_transports.mqtt_codec import FOREVER, Packed
 from praval_transports.mqtt_connection import Connection
@@ -59,8 +59,6 @@ from praval_transports.mqtt_session import EMPTY, LETTERS, Session
 
 RANDOM_EXPIRY = 60
 """Seconds that the sessions of a random client id last: long enough for a reconnection."""
-FAREWELL = 2.0
-"""Seconds that the broker has to take note that we go."""
 
 
 class MQTTConfig(BrokerConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):

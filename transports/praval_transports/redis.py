@@ -46,7 +46,7 @@ from praval_transports import redis_scripts as scripts
 from praval_transports.base import BrokerTransport
 from praval_transports.config import Address, BrokerConfig, Count, Seconds
 from praval_transports.dispatch import Listening
-from praval_transports.link import Link
+from praval_transports.link import FAREWELL, Link
 from praval_transports.message import Outgoing
 from praval_transports.redis_reader import BODY, Member, Reader
 from praval_transports.redis_wire import NoRoomError, Wire
@@ -259,7 +259,8 @@ class RedisLink(Link):
                 await asyncio.sleep(0)  # the acknowledgements of this step of the loop
                 for reader in self._readers.values():
                     reader.trim()
-                await self.call("PING")
+                async with asyncio.timeout(FAREWELL):
+                    await self.call("PING")
         finally:
             self.lose(TransportConnectionError("The Redis transport was closed."))
             if self._pulse is not None:

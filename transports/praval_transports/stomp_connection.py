@@ -20,6 +20,7 @@ from typing import Any, cast
 from praval.core.tls import cut
 from praval.errors import TransportConnectionError, TransportError, TransportLoginError
 from praval_transports.config import Address
+from praval_transports.link import FAREWELL
 
 # the import would look this host's name up in the DNS, which may take seconds
 os.environ.setdefault("STOMP_SKIP_HOSTNAME_SCAN", "1")
@@ -34,8 +35,6 @@ from stomp.utils import (  # type: ignore[import-untyped]
 
 _LENGTH = re.compile(rb"^content-length:\s*(\d+)", re.MULTILINE)
 
-GOODBYE = 2.0
-"""Seconds that the broker may take to answer a DISCONNECT."""
 LOGIN = "CONNECTED"
 """What the login waits for, in place of a receipt's id."""
 
@@ -118,7 +117,7 @@ class Connection(asyncio.Protocol):
     async def close(self) -> None:
         """Let the broker finish what was sent, then hang up."""
         try:
-            async with asyncio.timeout(GOODBYE):
+            async with asyncio.timeout(FAREWELL):
                 await self.request("DISCONNECT", {})
         except (TransportError, TimeoutError):
             pass  # it is as gone as it would be after the answer
