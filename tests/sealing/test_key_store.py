@@ -14,7 +14,8 @@ import pytest
 from praval.core import key_files
 from praval.core.key_box import CHEAP
 from praval.core.key_files import locked, make_private, private_folder, read_private, write_private
-from praval.core.key_store import KEYRING, REPLAY, KeyStore
+from praval.core.key_store import KeyStore
+from praval.core.key_vaults import KEYRING, REPLAY
 from praval.core.keys import Keyring
 from praval.core.lifetimes import DAY
 from praval.core.replay import Key

@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from praval.core.replay import Begun, Key, Replay, Rows
 from praval.core.replay_tables import MemoryTable, SQLiteTable
 from praval.errors import KeyringError, ReplayError, SealCode
+from tests.sealing import stores
 from tests.sealing.actors import NOW, code_of
 
 INSTANCE, SECRET = b"i" * 16, b"k" * 32
@@ -27,16 +28,22 @@ CONTENT, OTHER = b"c" * 32, b"o" * 32
 Make = Callable[..., Replay]
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "postgres", "redis"])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
     """Make replay memories over one table; each is a replica, or a restart."""
-    tables: list[SQLiteTable] = []
+    tables: list[Any] = []
     shared = MemoryTable(INSTANCE)
+    vault = stores.vault(request, request.param) if request.param in stores.SERVERS else None
+    if vault is not None:
+        vault.create(b"box", INSTANCE)
 
     def make(**options: Any) -> Replay:
-        table: MemoryTable | SQLiteTable = shared
+        table: Any = shared
         if request.param == "sqlite":
             table = SQLiteTable.open(tmp_path / "s" / "replay.db", instance=INSTANCE, sync="normal")
+        elif vault is not None:
+            table = vault.open_table("full")
+        if table is not shared:
             tables.append(table)
         return Replay(table, instance=INSTANCE, key=SECRET, skew=SKEW, lease=LEASE, **options)
 

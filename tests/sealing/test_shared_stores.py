@@ -1,0 +1,386 @@
+"""One suite for all secure stores: a folder, PostgreSQL and Redis, the servers over TLS.
+
+What is of files only is in test_key_store; the replay memory itself is in test_replay, which runs
+on all tables, too.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from praval.core import redis_vault
+from praval.core.key_box import CHEAP
+from praval.core.key_store import KeyStore
+from praval.core.key_vaults import vault_for
+from praval.core.keys import Keyring
+from praval.core.lifetimes import DAY
+from praval.core.replay import Key
+from praval.errors import ConfigurationError, KeyringError, PassphraseError, ReplayError, SealCode
+from tests.sealing import stores
+from tests.sealing.actors import NOW, host
+from tests.servers import PostgreSQL, Redis, Server
+
+PASSPHRASE = "horse battery"
+CANARY = b"canary-2c77"
+
+
+@pytest.fixture(params=["folder", *stores.SERVERS])
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A place without a store."""
+    if request.param == "folder":
+        return str(tmp_path / "secure")
+    server = request.getfixturevalue(stores.SERVERS[request.param])
+    assert isinstance(server, Server)
+    return stores.url(server)
+
+
+_stores: list[KeyStore] = []
+
+
+@pytest.fixture(autouse=True)
+def _all_closed() -> Iterator[None]:
+    """Close what the tests have opened."""
+    yield
+    for store in _stores:
+        store.close()
+    _stores.clear()
+
+
+def made(where: str, keyring: Keyring | None = None) -> KeyStore:
+    _stores.append(KeyStore.create(where, keyring or host("bob"), PASSPHRASE, cost=CHEAP))
+    return _stores[-1]
+
+
+def opened(where: str, now: int = NOW) -> KeyStore:
+    _stores.append(KeyStore.open(where, PASSPHRASE, now=now))
+    return _stores[-1]
+
+
+def test_a_store_gives_back_what_was_put_in(where: str) -> None:
+    """Keys, cards, instance; to whoever knows the passphrase."""
+    keyring = host("bob")
+    made(where, keyring)
+    again = opened(where).keyring
+    assert again.names == ["bob"]
+    assert again.card("bob") == keyring.card("bob")
+    assert (again.instance, again.replay_key) == (keyring.instance, keyring.replay_key)
+    assert again.journal_key == keyring.journal_key
+    with pytest.raises(PassphraseError):
+        KeyStore.open(where, "wrong", now=NOW)
+
+
+def test_there_is_one_store_in_a_place(where: str) -> None:
+    """A second one is refused, and the first is as it was."""
+    made(where)
+    with pytest.raises(KeyringError, match="already"):
+        made(where, host("mallory"))
+    assert opened(where).keyring.names == ["bob"]
+
+
+def test_a_place_without_a_store_is_told(where: str) -> None:
+    """With what to do."""
+    with pytest.raises(KeyringError, match=r"no store|does not exist"):
+        opened(where)
+
+
+def test_of_many_replicas_one_rotates_and_all_have_the_keys(where: str) -> None:
+    """Rotation is due for all at once; the lock of the store makes it one."""
+    made(where)
+    later = NOW + DAY + 1
+    epochs: set[int] = set()
+    cards: list[bytes] = []
+    replicas = [opened(where) for _ in range(6)]
+    threads = [threading.Thread(target=lambda r=r: cards.extend(r.tick(later))) for r in replicas]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for replica in replicas:
+        with replica.changing(later) as keyring:
+            epochs.add(keyring.get("bob").epoch)
+    assert len(cards) == 1
+    assert len(epochs) == 1
+
+
+def test_no_replica_undoes_what_another_one_did(where: str) -> None:
+    """Each sees the other's changes before it makes its own."""
+    made(where)
+    first, second = opened(where), opened(where)
+    with first.changing(NOW) as keyring:
+        keyring.directory.roots.add(host("x").directory.roots.copy().pop())
+        keyring.subscribe("bob", ["one"], now=NOW)
+    with second.changing(NOW) as keyring:
+        assert keyring.get("bob").subscriptions == ("one",)
+        keyring.subscribe("bob", ["one", "two"], now=NOW)
+    assert opened(where).keyring.get("bob").subscriptions == ("one", "two")
+
+
+def test_a_change_that_fails_is_none(where: str) -> None:
+    """What raises inside leaves the store as it was."""
+    made(where)
+    store = opened(where)
+
+    def change() -> None:
+        with store.changing(NOW) as keyring:
+            keyring.subscribe("bob", ["one"], now=NOW)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        change()
+    assert opened(where).keyring.get("bob").subscriptions != ("one",)
+
+
+def test_a_replay_memory_that_is_not_ours_stops_everything(where: str) -> None:
+    """One that was lost or made anew; recovering makes new keys and a floor."""
+    store = made(where)
+    with store.vault.locked():
+        store.vault.renew_table(bytes(16))
+    with pytest.raises(ReplayError, match="another keyring"):
+        opened(where).replay()
+    lost = opened(where)
+    before = lost.keyring.get("bob").prekeys
+    lost.recover(now=NOW)
+    replay = opened(where).replay()
+    late = replay.begin(
+        Key("bob", bytes(16), bytes(16)), b"old", created=NOW - 1, expires=NOW + 9, now=NOW
+    )
+    assert late.code is SealCode.EXPIRED
+    assert not set(before) & set(opened(where).keyring.get("bob").prekeys)
+
+
+# -- two processes ---------------------------------------------------------------------------------
+
+WORKER = """
+import sys, time
+from praval.core.key_store import KeyStore
+from praval.core.replay import Key
+where, first, last, mode = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+now = lambda: int(time.time() * 1000)
+store = KeyStore.open(where, "horse battery", now=now())
+replay = store.replay(sync="normal")
+replay.lease = 1000
+for number in range(first, last):
+    key, content = Key("bob", bytes(16), number.to_bytes(16, "big")), str(number).encode()
+    begun = replay.begin(key, content, created=now(), expires=now() + 600000, now=now())
+    print(number, begun.code.value if begun.code else "handled", begun.attempt, flush=True)
+    if mode == "die":
+        time.sleep(60)
+    if begun.code is None:
+        replay.commit(key, begun.fence)
+store.close()
+"""
+
+
+def worker(where: str, first: int, last: int, mode: str = "commit") -> subprocess.Popen[str]:
+    arguments = [sys.executable, "-c", WORKER, where, str(first), str(last), mode]
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+
+
+def lines(process: subprocess.Popen[str]) -> list[list[str]]:
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    return [line.split() for line in output.splitlines()]
+
+
+def test_replicas_handle_each_spore_once_also_after_a_restart(where: str) -> None:
+    """Two processes race for the same spores, then a third one comes."""
+    made(where)
+    racing = [worker(where, 0, 60) for _ in range(2)]
+    said = [line for process in racing for line in lines(process)]
+    handled = Counter(number for number, code, _ in said if code == "handled")
+    assert handled == {str(number): 1 for number in range(60)}
+    assert {code for _, code, _ in said} <= {"handled", "duplicate", "in_flight"}
+    assert {code for _, code, _ in lines(worker(where, 0, 60))} == {"duplicate"}
+
+
+def test_what_a_killed_replica_had_begun_another_one_takes_when_its_lease_is_over(
+    where: str,
+) -> None:
+    """Neither lost nor taken too early; it is the second attempt."""
+    made(where)
+    dying = worker(where, 7, 8, "die")
+    assert dying.stdout is not None
+    assert dying.stdout.readline().split() == ["7", "handled", "1"]
+    dying.kill()
+    dying.communicate()
+    assert [code for _, code, _ in lines(worker(where, 7, 8))] == ["in_flight"]
+    deadline = time.monotonic() + 20
+    while (said := lines(worker(where, 7, 8))) == [["7", "in_flight", "0"]]:
+        assert time.monotonic() < deadline
+    assert said == [["7", "handled", "2"]]
+
+
+def test_who_lost_its_lease_cannot_commit(where: str) -> None:
+    """The fencing number has risen meanwhile: nothing is acknowledged."""
+    made(where)
+    slow, quick = opened(where).replay(), opened(where).replay()
+    slow.lease = quick.lease = 1000
+    key = Key("bob", bytes(16), bytes(16))
+    times = {"created": NOW, "expires": NOW + 60_000}
+    old = slow.begin(key, b"x", now=NOW, **times)
+    new = quick.begin(key, b"x", now=NOW + 1001, **times)
+    assert (new.attempt, new.fence > old.fence) == (2, True)
+    with pytest.raises(ReplayError, match=r"lease .* was lost"):
+        slow.commit(key, old.fence)
+    quick.commit(key, new.fence)
+    assert slow.begin(key, b"x", now=NOW + 1002, **times).code is SealCode.DUPLICATE
+
+
+def test_many_spores_in_one_transaction(where: str) -> None:
+    """Begun and committed together, and forgotten when they have expired."""
+    made(where)
+    store = opened(where)
+    replay = store.replay(sync="normal")
+    keys = [Key("bob", bytes(16), number.to_bytes(16, "big")) for number in range(300)]
+    with replay.batch():
+        begun = [replay.begin(key, b"x", created=NOW, expires=NOW + 1000, now=NOW) for key in keys]
+    with replay.batch():
+        for key, each in zip(keys, begun, strict=True):
+            replay.commit(key, each.fence)
+    assert replay.purge(NOW + 2000) == 0
+    assert replay.purge(NOW + 1000 + 3 * replay.skew + 1) == 300
+    assert replay.purge(NOW + 1000 + 3 * replay.skew + 1) == 0
+
+
+# -- servers ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [PostgreSQL, Redis])
+def test_a_server_that_goes_away_is_told_and_found_again(
+    fresh_server: object, kind: type[PostgreSQL | Redis]
+) -> None:
+    """Typed errors while it is away, nothing half-done, and no new start of ours."""
+    server = fresh_server(kind, durable=True)  # type: ignore[operator]
+    where = stores.url(server)
+    made(where)
+    store = opened(where)
+    replay = store.replay()
+    key, times = Key("bob", bytes(16), bytes(16)), {"created": NOW, "expires": NOW + 60_000}
+    begun = replay.begin(key, b"x", now=NOW, **times)
+    server.kill()
+    with pytest.raises(ReplayError, match="cannot be used") as lost:
+        replay.commit(key, begun.fence)
+    with pytest.raises(KeyringError, match="cannot be used") as away:
+        store.tick(NOW)
+    for error in (lost.value, away.value):
+        assert server.password not in f"{error} {error.__cause__} {error.__cause__!r}"
+    server.start()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            replay.commit(key, begun.fence)
+            break
+        except ReplayError:  # it is still starting
+            time.sleep(0.1)
+    assert replay.begin(key, b"x", now=NOW, **times).code is SealCode.DUPLICATE
+    store.tick(NOW)
+
+
+@pytest.mark.parametrize("kind", stores.SERVERS)
+def test_a_server_sees_no_key_no_content_and_no_name_it_needs_not(
+    request: pytest.FixtureRequest, kind: str
+) -> None:
+    """All that it holds of a store is searched."""
+    server = request.getfixturevalue(stores.SERVERS[kind])
+    where = stores.url(server, "searched")
+    keyring = host("bob")
+    store = made(where, keyring)
+    replay = store.replay()
+    key = Key("bob", bytes(16), bytes(range(16)))
+    begun = replay.begin(key, CANARY, created=NOW, expires=NOW + 9, now=NOW)
+    replay.commit(key, begun.fence)
+    box = store.vault.read()
+    secrets = [keyring.replay_key, keyring.journal_key, keyring.audit_key, CANARY]
+    secrets += [keyring.get("bob").identity.reveal()]
+    if isinstance(server, PostgreSQL):
+        rows = server.psql("select * from praval_replay_entry; select * from praval_store")
+        held = rows.encode() + box
+        for secret in secrets:
+            assert secret.hex() not in rows
+    else:
+        db = redis_vault._connect(redis_vault._url(where, allow_plaintext=False)[0])
+        held = box + b"".join(
+            db.dump(name) or b"" for name in db.scan_iter(match="{praval:searched}:*")
+        )
+        db.close()
+    for secret in secrets:
+        assert secret not in held
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "redis://host/", "rediss://host/?ssl_cert_reqs=none", "postgresql://host/db?sslmode=disable",
+        "rediss://host/?ssl_check_hostname=false", "postgresql://host/db?sslmode=require",
+        "mysql://host/",
+    ],
+)  # fmt: skip
+def test_a_server_that_is_not_verified_is_refused(where: str) -> None:
+    """Unless it is allowed in so many words."""
+    with pytest.raises(ConfigurationError):
+        vault_for(where)
+    if not where.startswith("mysql"):
+        vault_for(where, allow_plaintext=True)
+
+
+@pytest.mark.parametrize("kind", stores.SERVERS)
+def test_a_server_of_another_authority_is_refused(
+    request: pytest.FixtureRequest, kind: str
+) -> None:
+    """The certificate is verified, and so is the name."""
+    server = request.getfixturevalue(stores.SERVERS[kind])
+    trusted = stores.url(server)
+    with pytest.raises(KeyringError, match=r"(?i)certificate"):
+        made(trusted.partition("&ca_cert")[0].replace("?ca_cert", "?x"))
+
+
+@pytest.mark.parametrize("kind", stores.SERVERS)
+def test_no_password_shows(request: pytest.FixtureRequest, kind: str) -> None:
+    """Not in the repr, not in the error of a wrong one."""
+    server = request.getfixturevalue(stores.SERVERS[kind])
+    store = made(stores.url(server))
+    assert server.password not in f"{store!r} {store.vault!r}"
+    wrong = stores.url(server).replace(server.password, "hunter2-wrong")
+    with pytest.raises(KeyringError) as refused:
+        made(wrong)
+    assert "hunter2" not in f"{refused.value} {refused.value.__cause__!r}"
+
+
+def test_a_redis_transaction_that_took_too_long_writes_nothing(
+    redis_server: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process had the lock meanwhile."""
+    monkeypatch.setattr(redis_vault, "LOCKED", 50)
+    where = stores.url(redis_server)
+    made(where)
+    slow, quick = opened(where), opened(where)
+    replay, other = slow.replay(), quick.replay()
+    key, times = Key("bob", bytes(16), bytes(16)), {"created": NOW, "expires": NOW + 60_000}
+
+    def take_long() -> None:
+        with replay.batch():
+            replay.begin(key, b"slow", now=NOW, **times)
+            begun = other.begin(key, b"quick", now=NOW, **times)  # waits until the lock has ended
+            other.commit(key, begun.fence)
+
+    with pytest.raises(ReplayError, match="lock of the replay memory was lost"):
+        take_long()
+    assert replay.begin(key, b"quick", now=NOW, **times).code is SealCode.DUPLICATE
+
+    def change() -> None:
+        with slow.changing(NOW) as keyring:
+            keyring.subscribe("bob", ["slow"], now=NOW)
+            with quick.changing(NOW) as theirs:
+                theirs.subscribe("bob", ["quick"], now=NOW)
+
+    with pytest.raises(KeyringError, match=r"lock of .* was lost"):
+        change()
+    assert opened(where).keyring.get("bob").subscriptions == ("quick",)
