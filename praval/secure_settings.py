@@ -5,6 +5,7 @@ Guide: "Production Security Configuration".
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -23,7 +24,8 @@ class SecureSporesSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tr
     """Seal every spore, with the keys of ``keys_path``; their passphrase is that of the variable
     PRAVAL_KEYS_PASSPHRASE."""
     keys_path: str | None = None
-    """The folder that ``praval keys init`` has made; default: ``keys`` in the data directory."""
+    """The store that ``praval keys init`` has made: a folder (default: ``keys`` in the data
+    directory), or the URL of one that replicas share, ``postgresql://...`` or ``rediss://...``."""
     key_rotation_interval: Positive = 86_400.0
     """Seconds for which a prekey and a signing key are in use."""
     signature_algorithm: Literal["ed25519"] = "ed25519"
@@ -33,6 +35,13 @@ class SecureSporesSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tr
     of PRAVAL_BACKUP_PASSPHRASE. It has no prekeys: what was sealed before stays sealed."""
     key_backup_path: str | None = None
     """The folder of these backups; it should be on another disk."""
+
+    def __repr__(self) -> str:
+        """Everything but the password that the URL of a store may hold."""
+        shown = {name: getattr(self, name) for name in self.__struct_fields__}
+        if self.keys_path is not None:
+            shown["keys_path"] = re.sub(r"//[^/@]*@", "//***@", self.keys_path)
+        return f"SecureSporesSettings({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
 
 
 class AuditSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

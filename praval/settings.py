@@ -187,10 +187,12 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return Path(self.data_dir).expanduser()
 
     @property
-    def keys_path(self) -> Path:
-        """The folder of the keys for sealed spores."""
+    def keys_store(self) -> str:
+        """The secure store of the keys for sealed spores: a folder, or a URL."""
         path = self.secure_spores.keys_path
-        return self.data_path / "keys" if path is None else Path(path).expanduser()
+        if path is not None and "://" in path:
+            return path
+        return str(self.data_path / "keys" if path is None else Path(path).expanduser())
 
     @property
     def audit_path(self) -> Path:
@@ -208,6 +210,7 @@ ENVIRONMENT: Mapping[str, str] = {
     "PRAVAL_DEBUG": "debug",
     "PRAVAL_TRANSPORT": "transport",
     "PRAVAL_ENABLE_SECURE_SPORES": "secure_spores.enabled",
+    "PRAVAL_KEYS_STORE": "secure_spores.keys_path",
     "PRAVAL_TLS_CERT_DIR": "transport_security.certificate_path",
     "PRAVAL_REEF_CAPACITY": "reef_config.channel_capacity",
     "PRAVAL_MESSAGE_TTL": "reef_config.message_ttl",

@@ -30,6 +30,7 @@ VARIABLES: dict[str, tuple[str, str, Any]] = {
     "PRAVAL_MAX_THREADS": ("12", "max_threads", 12),
     "PRAVAL_DATA_DIR": ("/var/lib/x", "data_dir", "/var/lib/x"),
     "PRAVAL_DEBUG": ("true", "debug", True),
+    "PRAVAL_KEYS_STORE": ("rediss://h/", "secure_spores.keys_path", "rediss://h/"),
     "PRAVAL_ENABLE_SECURE_SPORES": ("true", "secure_spores.enabled", True),
     "PRAVAL_TRANSPORT": ("amqps://host/", "transport", "amqps://host/"),
     "PRAVAL_TLS_CERT_DIR": ("/certs", "transport_security.certificate_path", "/certs"),
@@ -465,7 +466,11 @@ def test_secrets_do_not_show() -> None:
     """Neither the key of the memory server nor a password in a transport's URL is in a repr."""
     with pytest.warns(FutureWarning, match="QDRANT_API_KEY") as caught:
         settings = from_environment(
-            {"QDRANT_API_KEY": "hunter2", "PRAVAL_TRANSPORT": "amqps://user:hunter2@host/vhost"}
+            {
+                "QDRANT_API_KEY": "hunter2",
+                "PRAVAL_TRANSPORT": "amqps://user:hunter2@host/vhost",
+                "PRAVAL_KEYS_STORE": "rediss://user:hunter2@host/",
+            }
         )
     assert "hunter2" not in str([warning.message for warning in caught])
     assert settings.transport == "amqps://user:hunter2@host/vhost"

@@ -25,7 +25,8 @@ app = typer.Typer(
 
 Folder = Annotated[Path, typer.Argument(help="The folder of the log.")]
 Keys = Annotated[
-    Path | None, typer.Option("--keys", help="The folder of the secure store that signed it.")
+    str | None,
+    typer.Option("--keys", help="The secure store that signed it: a folder, or a URL."),
 ]
 
 
@@ -129,7 +130,7 @@ def _parsed(seen: str | None) -> tuple[int, str] | None:
     return int(lines), hashed
 
 
-def _verify_key(key: str | None, keys: Path | None) -> VerifyKey | None:
+def _verify_key(key: str | None, keys: str | None) -> VerifyKey | None:
     from praval.core.key_types import VerifyKey
 
     if keys is not None:
@@ -143,8 +144,8 @@ def _verify_key(key: str | None, keys: Path | None) -> VerifyKey | None:
         raise typer.Exit(REFUSED) from None
 
 
-def _audit_keys(folder: Path) -> AuditKeys:
+def _audit_keys(where: str) -> AuditKeys:
     from praval.cli.keys import opened
     from praval.core.audit_chain import AuditKeys
 
-    return AuditKeys(opened(folder).keyring.audit_key)
+    return AuditKeys(opened(where).keyring.audit_key)

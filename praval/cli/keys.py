@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from praval.errors import PassphraseError, SealError
+from praval.errors import ConfigurationError, PassphraseError, SealError
 
 if TYPE_CHECKING:  # PyNaCl is loaded by the command that needs it, not by each `praval`
     from praval.core.certificates import Rights
@@ -35,9 +35,16 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-Dir = Annotated[Path, typer.Option("--dir", help="The folder of the secure store.")]
+Dir = Annotated[
+    str,
+    typer.Option(
+        "--dir",
+        envvar="PRAVAL_KEYS_STORE",
+        help="The secure store: a folder, or the URL of a server, postgresql://... or rediss://...",
+    ),
+]
 RootDir = Annotated[Path, typer.Option("--dir", help="The folder of the root.")]
-HERE, ROOT_HERE = Path("keys"), Path("root")
+HERE, ROOT_HERE = "keys", Path("root")
 Strict = Annotated[bool, typer.Option("--strict", help="The short lifetimes (1 h, 2 h, 1 h).")]
 Name = Annotated[str, typer.Argument(help="The agent's name.")]
 
@@ -148,7 +155,7 @@ def trust(
         store = _open(folder) if _exists(folder) else _create(folder)
         with store.changing(_now()) as keyring:
             keyring.directory.roots.add(_verify_key(key))
-        _say(f"pinned; {len(store.keyring.directory.roots)} roots are trusted in {folder}")
+        _say(f"pinned; {len(store.keyring.directory.roots)} roots are trusted in {store.vault!r}")
 
 
 @app.command()
@@ -264,12 +271,12 @@ def revoke(
 # -- steps of init -----------------------------------------------------------------------------
 
 
-def _init_with_root(name: str, folder: Path, root_folder: Path, strict: bool) -> None:
+def _init_with_root(name: str, where: str, root_folder: Path, strict: bool) -> None:
     from praval.core.key_types import SigningKey
     from praval.core.root_keys import has_root
 
     authority = _open_root(root_folder) if has_root(root_folder) else _new_root(root_folder)
-    store = _open(folder, strict) if _exists(folder) else _create(folder, strict)
+    store = _open(where, strict) if _exists(where) else _create(where, strict)
     with store.changing(_now()) as keyring:
         keyring.directory.roots.add(authority.verify_key)
         known = name in keyring.names
@@ -283,31 +290,32 @@ def _init_with_root(name: str, folder: Path, root_folder: Path, strict: bool) ->
     _say(f"{'renewed the certificate of' if known else 'made'} {name}, agent id {agent_id}")
 
 
-def _begin(name: str, folder: Path, strict: bool) -> None:
+def _begin(name: str, where: str, strict: bool) -> None:
     from praval.core.certificates import check_name
     from praval.core.key_files import write_private
     from praval.core.key_types import SigningKey
 
     check_name(name)
-    store = _open(folder, strict) if _exists(folder) else _create(folder, strict)
+    store = _open(where, strict) if _exists(where) else _create(where, strict)
     if name in store.keyring.names:
         identity = store.keyring.get(name).identity
     else:
         identity = SigningKey(os.urandom(32))
-        write_private(_pending(folder, name), store.encrypt(identity.reveal()), replace=False)
+        write_private(_pending(where, name), store.encrypt(identity.reveal()), replace=False)
     digits = bytes(identity.verify_key).hex()
     _say(f"{name} needs a certificate. Ask the root's owner to run")
     _say(f"  praval keys root --certify {name} --identity {digits}")
     _say("Pin the root here (praval keys trust), and then run")
-    _say(f"  praval keys init {name} --certificate {name}-certificate.json --dir {folder}")
+    option = "" if "://" in where else f" --dir {where}"  # a URL may hold a password
+    _say(f"  praval keys init {name} --certificate {name}-certificate.json{option}")
 
 
-def _finish(name: str, folder: Path, certificate: Path, strict: bool) -> None:
+def _finish(name: str, where: str, certificate: Path, strict: bool) -> None:
     from praval.core.key_files import read_private
     from praval.core.key_types import SigningKey
 
-    store = _open(folder, strict)
-    chain, pending = (certificate.read_bytes(),), _pending(folder, name)
+    store = _open(where, strict)
+    chain, pending = (certificate.read_bytes(),), _pending(where, name)
     with store.changing(_now()) as keyring:
         if name in keyring.names:
             keyring.install(name, chain, now=_now())
@@ -335,30 +343,38 @@ def _show(keys: Principal, times: Lifetimes) -> None:
         _say(f"  prekey       {bytes(each.key.public).hex()[:16]}... {state}")
 
 
-def _pending(folder: Path, name: str) -> Path:
+def _pending(where: str, name: str) -> Path:
+    folder = Path(HERE if "://" in where else where)
     return folder / f"{name.encode().hex()}{PENDING}"
 
 
-def _exists(folder: Path) -> bool:
-    return (folder / "keyring").exists()
+def _exists(where: str) -> bool:
+    from praval.core.key_vaults import vault_for
+
+    vault = vault_for(where)
+    try:
+        return vault.exists()
+    finally:
+        vault.close()
 
 
-def _open(folder: Path, strict: bool = False) -> KeyStore:
+def _open(where: str, strict: bool = False) -> KeyStore:
     from praval.core.key_store import KeyStore
 
-    if not _exists(folder):
-        raise _refused(f"There are no keys in {folder}. Make some: praval keys init NAME")
+    if not _exists(where):
+        shown = "that store" if "://" in where else where
+        raise _refused(f"There are no keys in {shown}. Make some: praval keys init NAME")
     passphrase = _ask("Passphrase of the keys", KEYS)
-    return KeyStore.open(folder, passphrase, now=_now(), lifetimes=_lifetimes(strict))
+    return KeyStore.open(where, passphrase, now=_now(), lifetimes=_lifetimes(strict))
 
 
-def _create(folder: Path, strict: bool = False) -> KeyStore:
+def _create(where: str, strict: bool = False) -> KeyStore:
     from praval.core.key_store import KeyStore
     from praval.core.keys import Keyring
 
     passphrase = _ask("Passphrase for the keys", KEYS, twice=True)
     keyring = Keyring(throw_away_root=False, lifetimes=_lifetimes(strict))
-    return KeyStore.create(folder, keyring, passphrase)
+    return KeyStore.create(where, keyring, passphrase)
 
 
 def _new_root(folder: Path) -> Root:
@@ -424,7 +440,7 @@ def _refused(message: str) -> SealError:
 def _refusals() -> Iterator[None]:
     try:
         yield
-    except (SealError, OSError) as error:
+    except (SealError, ConfigurationError, OSError) as error:
         print(f"praval keys: {error}", file=sys.stderr)
         failed = isinstance(error, OSError | PassphraseError)
         raise typer.Exit(FAILED if failed else REFUSED) from None
@@ -442,7 +458,7 @@ def _say(line: str) -> None:
     typer.echo(line)
 
 
-def opened(folder: Path) -> KeyStore:
+def opened(where: str) -> KeyStore:
     """Open a store for another command, with its passphrase; ends the process if that fails."""
     with _refusals():
-        return _open(folder)
+        return _open(where)

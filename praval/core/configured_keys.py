@@ -32,7 +32,7 @@ def open_configured(settings: Settings, now: int) -> KeyStore:
     )
     passphrase = _passphrase(PASSPHRASE, f"secure_spores.enabled: the passphrase of {folder}")
     lifetimes = _lifetimes(round(wanted.key_rotation_interval * 1000))
-    store = KeyStore.open(folder, passphrase, now=now, lifetimes=lifetimes)
+    store = KeyStore.open(settings.keys_store, passphrase, now=now, lifetimes=lifetimes)
     if wanted.key_backup_enabled:
         _back_up(store, wanted.key_backup_path)
     return store

@@ -35,6 +35,10 @@ class ClosableTable(Table, Protocol):
 class Vault(Protocol):
     """See the module. Errors are KeyringError, of tables ReplayError; both name no secret."""
 
+    def exists(self) -> bool:
+        """Whether there is a store."""
+        ...
+
     def create(self, box: bytes, instance: bytes) -> None:
         """Keep an encrypted keyring, and make the table of its instance; refuse if there is one."""
         ...
@@ -73,8 +77,12 @@ class FolderVault:
     def __repr__(self) -> str:
         return str(self.folder)
 
-    def create(self, box: bytes, instance: bytes) -> None:
+    def exists(self) -> bool:
         """See :class:`Vault`, like all that follow."""
+        return (self.folder / KEYRING).exists()
+
+    def create(self, box: bytes, instance: bytes) -> None:
+        """Make both files."""
         private_folder(self.folder)
         with locked(self.folder):
             for taken in (KEYRING, REPLAY):

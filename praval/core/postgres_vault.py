@@ -71,8 +71,12 @@ class PostgresVault:
     def __repr__(self) -> str:
         return self._shown
 
-    def create(self, box: bytes, instance: bytes) -> None:
+    def exists(self) -> bool:
         """See :class:`Vault`, like all that follow."""
+        return self._row() is not None
+
+    def create(self, box: bytes, instance: bytes) -> None:
+        """Make the tables, and the row of the store."""
         with self._using() as db:
             db.execute("SELECT pg_advisory_xact_lock(%s)", (MAKING,))
             for statement in _SCHEMA:
@@ -96,23 +100,20 @@ class PostgresVault:
 
     def read(self) -> bytes:
         """Read the row."""
-        import psycopg
-
-        try:
-            with self._using() as db:
-                row = db.execute(
-                    "SELECT version, keyring FROM praval_store WHERE name = %s", (self.name,)
-                ).fetchone()
-        except KeyringError as error:
-            if isinstance(error.__cause__, psycopg.errors.UndefinedTable):
-                row = None
-            else:
-                raise
+        row = self._row()
         if row is None:
             raise KeyringError(f"There is no store in {self!r}: make one with praval keys init.")
         if row[0] != SCHEMA_VERSION:
             raise KeyringError(f"The store in {self!r} is one of another version of Praval.")
         return bytes(row[1])
+
+    def _row(self) -> Any:
+        with self._using() as db:
+            if db.execute("SELECT to_regclass('praval_store')").fetchone() == (None,):
+                return None
+            return db.execute(
+                "SELECT version, keyring FROM praval_store WHERE name = %s", (self.name,)
+            ).fetchone()
 
     def write(self, box: bytes) -> None:
         """Write the row."""

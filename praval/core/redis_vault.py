@@ -120,8 +120,13 @@ class RedisVault:
     def __repr__(self) -> str:
         return self._shown
 
-    def create(self, box: bytes, instance: bytes) -> None:
+    def exists(self) -> bool:
         """See :class:`Vault`, like all that follow."""
+        with self._using() as db:
+            return bool(db.exists(self._names.store))
+
+    def create(self, box: bytes, instance: bytes) -> None:
+        """Write the keyring, and begin an empty table."""
         names = self._names
         with self._using() as db:
             made = db.eval(

@@ -6,6 +6,7 @@ on all tables, too.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -384,3 +385,37 @@ def test_a_redis_transaction_that_took_too_long_writes_nothing(
     with pytest.raises(KeyringError, match=r"lock of .* was lost"):
         change()
     assert opened(where).keyring.get("bob").subscriptions == ("quick",)
+
+
+# -- the command and the settings --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", stores.SERVERS)
+def test_the_command_makes_and_shows_keys_on_a_server(
+    request: pytest.FixtureRequest, kind: str, tmp_path: Path
+) -> None:
+    """By a variable, which others cannot see; nothing that it prints has the password."""
+    server = request.getfixturevalue(stores.SERVERS[kind])
+    environ = {
+        **os.environ,
+        "PRAVAL_KEYS_STORE": stores.url(server),
+        "PRAVAL_KEYS_PASSPHRASE": PASSPHRASE,
+        "PRAVAL_ROOT_PASSPHRASE": "root",
+    }
+
+    def keys(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "praval.cli", "keys", *arguments],
+            env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert server.password not in done.stdout + done.stderr
+        return f"{done.returncode} {done.stdout}{done.stderr}"
+
+    assert keys("show").startswith("2 praval keys: There are no keys in that store")
+    assert "made bob" in keys("init", "bob", "--root", str(tmp_path / "root"))
+    assert "bob  agent id" in keys("show")
+    assert "rotated bob" in keys("rotate")
+    assert "refused from now on" in keys("rotate", "--lost")
+    begun = keys("init", "ann")
+    assert "needs a certificate" in begun
+    assert "--dir" not in begun
