@@ -30,11 +30,13 @@ class Wire(NamedTuple):
     count: int
 
 
+SEALED = ("with receipts", "sealed")
+
 WIRES = (
-    Wire("amqp", RabbitMQ, ("aio-pika", "faststream", "praval", "praval reef"), 10_000),
-    Wire("mqtt", Mosquitto, ("aiomqtt", "praval", "praval reef"), 20_000),
-    Wire("stomp", ActiveMQ, ("stomp.py", "praval", "praval reef"), 10_000),
-    Wire("redis", Redis, ("redis-py", "praval", "praval reef"), 20_000),
+    Wire("amqp", RabbitMQ, ("aio-pika", "faststream", "praval", "praval reef", *SEALED), 10_000),
+    Wire("mqtt", Mosquitto, ("aiomqtt", "praval", "praval reef", *SEALED), 20_000),
+    Wire("stomp", ActiveMQ, ("stomp.py", "praval", "praval reef", *SEALED), 10_000),
+    Wire("redis", Redis, ("redis-py", "praval", "praval reef", *SEALED), 20_000),
 )
 
 BUDGETS = (
@@ -42,7 +44,12 @@ BUDGETS = (
     Budget("10b", "AMQP, against FastStream", "amqp", "rate", "praval", "faststream", ">=", 1.1),
     Budget("10c", "MQTT, against aiomqtt", "mqtt", "rate", "praval", "aiomqtt", ">=", 0.8),
     Budget("10d", "STOMP, against stomp.py", "stomp", "rate", "praval", "stomp.py", ">=", 1.0),
-)
+    *(
+        Budget(f"11{letter}", f"{wire}, sealed, CPU against unsealed with receipts", protocol,
+               "client_us", "sealed", "with receipts", "<=", 1.5)
+        for letter, wire, protocol in (("a", "AMQP", "amqp"), ("b", "MQTT", "mqtt"), ("c", "STOMP", "stomp"))
+    ),
+)  # fmt: skip
 
 Result = dict[str, float]
 
@@ -69,6 +76,7 @@ def run(wire: Wire, contestant: str, server: Server, count: int) -> Result:
         "rate": count / (ended["at"] - begun["at"]),
         "publish_us": 1e6 * begun["cpu"] / count,
         "consume_us": 1e6 * ended["cpu"] / count,
+        "client_us": 1e6 * (begun["cpu"] + ended["cpu"]) / count,
     }
 
 
@@ -131,16 +139,24 @@ def show(measured: dict[str, dict[str, list[Result]]]) -> None:
     console.print(verdicts)
 
 
+def _only(wire: Wire, names: list[str] | None) -> Wire:
+    if names is None:
+        return wire
+    return wire._replace(contestants=tuple(name for name in wire.contestants if name in names))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.wire", description=__doc__)
     parser.add_argument("--only", help="protocols, separated by commas")
     parser.add_argument("--pairs", type=int, default=5, help="rounds per broker (default 5)")
+    parser.add_argument("--contestants", help="of these, separated by commas")
     parser.add_argument("--scale", type=float, default=1.0, help="factor for the message counts")
     args = parser.parse_args(argv)
     only = args.only.split(",") if args.only else [wire.protocol for wire in WIRES]
+    chosen = args.contestants.split(",") if args.contestants else None
     show(
         {
-            wire.protocol: measure(wire, args.pairs, int(wire.count * args.scale))
+            wire.protocol: measure(_only(wire, chosen), args.pairs, int(wire.count * args.scale))
             for wire in WIRES
             if wire.protocol in only
         }

@@ -84,6 +84,10 @@ class PravalTransport:
 class PravalReef:
     """Two Reefs: spores, ledger, outbox and deduplication on top of the transport."""
 
+    def options(self, name: str) -> dict[str, Any]:
+        """Further arguments of the Reef in which that name speaks."""
+        return {}
+
     async def consume(self, config: dict[str, Any], count: int, ready: Callable[[], None]) -> None:
         from praval import Reef, Spore, agent
 
@@ -94,7 +98,7 @@ class PravalReef:
             done.one()
 
         config = {"protocol": config["protocol"], **_praval(config)}
-        async with Reef(handle, transport=config, namespace="bench"):
+        async with Reef(handle, transport=config, namespace="bench", **self.options("bench")):
             ready()
             await done.wait()
 
@@ -103,9 +107,43 @@ class PravalReef:
 
         config = {"protocol": config["protocol"], **_praval(config)}
         knowledge = {"type": "bench", "text": "x" * 900}
-        async with Reef(transport=config, namespace="bench") as reef:
+        async with Reef(transport=config, namespace="bench", **self.options("@bench")) as reef:
             begin()
             await in_window(count, lambda: reef.send("bench", knowledge))
+
+
+class PravalReceipted(PravalReef):
+    """Two Reefs that want receipts, as sealed ones do: what those are compared with."""
+
+    def options(self, name: str) -> dict[str, Any]:
+        from praval.settings import Settings, merge
+
+        return {"settings": merge(Settings(), {"reef_config": {"receipt": "receiver"}})}
+
+
+class PravalSealed(PravalReef):
+    """Two Reefs that seal what they send, each with keys of its own in memory."""
+
+    def options(self, name: str) -> dict[str, Any]:
+        return {"security": keyring(name)}
+
+
+def keyring(name: str) -> Any:
+    """Make keys of a name under a root that all contestants know."""
+    import os
+    import time
+
+    from praval.core.certificates import certify
+    from praval.core.key_types import SigningKey
+    from praval.core.keys import Keyring
+
+    now, root, identity = int(time.time() * 1000), SigningKey(bytes(32)), SigningKey(os.urandom(32))
+    made = Keyring([root.verify_key])
+    chain = certify(
+        name, identity.verify_key, root, not_before=now, expires=now + 86_400_000 * 30, serial=now
+    )
+    made.add(name, now=now, identity=identity, certificates=(chain,))
+    return made
 
 
 def _praval(config: dict[str, Any]) -> dict[str, Any]:
@@ -320,4 +358,6 @@ CONTESTANTS: dict[str, type[Contestant]] = {
     "redis-py": RedisPy,
     "praval": PravalTransport,
     "praval reef": PravalReef,
+    "with receipts": PravalReceipted,
+    "sealed": PravalSealed,
 }

@@ -332,8 +332,8 @@ class SealedBridge(Bridge):
 
     # -- the inbox -----------------------------------------------------------------------
 
-    async def _open_note(self, delivery: Delivery) -> Arrival | Settled | None:
-        def open_it() -> Arrival | Settled | None:
+    async def _open_note(self, delivery: Delivery) -> Arrival | list[Settled] | None:
+        def open_it() -> Arrival | list[Settled]:
             note = self.sealer.open_note(delivery, self.inbox.topic)
             if isinstance(note, Arrival):
                 self.sealer.check_reply(note, self._reef.requests.asked(note.header.correlation_id))

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
-from praval.core.envelope import Opened
 from praval.core.envelope_format import Message
 from praval.core.inbox import INBOX
 from praval.core.receipts import Key, NoteDesk
 from praval.core.replay import Outcome
-from praval.core.sealed_receipts import Settled
+from praval.core.sealed_receipts import Settled, Told, tell
 from praval.core.sealer import Arrival, Sealer
 from praval.core.topics import join
 from praval.core.transport import Delivery
@@ -19,6 +18,14 @@ from praval.core.wire import Inbound
 
 if TYPE_CHECKING:
     from praval.core.outbox import Outbox
+
+
+class Owed(NamedTuple):
+    """What a receiver has to tell a sender of one spore."""
+
+    receiver: str
+    sender: str
+    told: Told
 
 
 class SealedInbox:
@@ -31,7 +38,7 @@ class SealedInbox:
         *,
         sealer: Sealer,
         send: Callable[[Message], Awaitable[bool]],
-        take_in: Callable[[Delivery], Awaitable[Arrival | Settled | None]],
+        take_in: Callable[[Delivery], Awaitable[Arrival | list[Settled] | None]],
         take_reply: Callable[[Arrival], None],
     ) -> None:
         """Make one.
@@ -52,7 +59,7 @@ class SealedInbox:
         self._send = send
         self._take_in = take_in
         self._take_reply = take_reply
-        self._receipts: NoteDesk[Message] = NoteDesk(self._send_receipts, insists=True)
+        self._receipts: NoteDesk[Owed] = NoteDesk(self._send_receipts, insists=True)
 
     def start(self, at_work: Mapping[Key, Inbound]) -> None:
         """See :class:`praval.core.inbox.Inbox`; leases are renewed by the bridge."""
@@ -68,27 +75,35 @@ class SealedInbox:
             Refuse, GiveBack: see ``take_in``.
         """
         note = await self._take_in(delivery)
-        if isinstance(note, Settled):
-            self.outbox.received(note.spore.hex(), note.name)
-        elif note is not None:
+        if isinstance(note, Arrival):
             self._take_reply(note)
+        else:
+            self._settle(note or ())
 
     def owe(self, arrival: Arrival, outcome: Outcome, receiver: str) -> None:
         """Tell the sender of a spore, if it wants to know, what became of it."""
         if arrival.inbox is None:
             return
         sealer, opened = self._sealer, arrival.opened
-        receipt = sealer.receipt(opened, outcome, arrival.inbox, receiver)
+        owed = Owed(receiver, opened.message.from_name, tell(opened, outcome))
         if arrival.inbox == self.topic and sealer.is_ours(opened):
-            self._take_own(receipt, opened, receiver)
+            # both are of this Reef: what it knows need not go over the broker
+            receipt = sealer.receipt([owed.told], owed.sender, self.topic, receiver)
+            self._settle(sealer.take_own(receipt, sealer.keyring.get(receiver).agent_id))
         else:
-            self._receipts.owe(arrival.inbox, receipt)
+            self._receipts.owe(arrival.inbox, owed)
 
-    def _take_own(self, receipt: Message, opened: Opened, receiver: str) -> None:
-        """Both are of this Reef: what it knows need not go over the broker."""
-        own = self._sealer.keyring.get(receiver).agent_id
-        if (settled := self._sealer.take_own(receipt, own)) is not None:
-            self.outbox.received(settled.spore.hex(), settled.name)
+    def _settle(self, news: Sequence[Settled]) -> None:
+        for settled in news:
+            self.outbox.received(settled.spore, settled.name)
 
-    async def _send_receipts(self, inbox: str, receipts: list[Message]) -> bool:
-        return all(await asyncio.gather(*map(self._send, receipts)))
+    async def _send_receipts(self, inbox: str, owed: list[Owed]) -> bool:
+        """Send one receipt from each receiver to each sender; whether somebody reads all."""
+        by_pair: dict[tuple[str, str], list[Told]] = {}
+        for receiver, sender, told in owed:
+            by_pair.setdefault((receiver, sender), []).append(told)
+        sendings = [
+            self._send(self._sealer.receipt(told, sender, inbox, receiver))
+            for (receiver, sender), told in by_pair.items()
+        ]
+        return all(await asyncio.gather(*sendings))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from praval.core.delivery import Posted
@@ -20,8 +20,14 @@ from praval.core.envelope_format import NO_ID, RECEIPT, RESPONSE, Message, parse
 from praval.core.intake import Advice, Intake, Rate
 from praval.core.key_keeper import PROCESS
 from praval.core.keys import Keyring, Sealed
-from praval.core.replay import Outcome
-from praval.core.sealed_receipts import ReceiptLedger, Settled, check_reply, receipt
+from praval.core.sealed_receipts import (
+    LIFE,
+    ReceiptLedger,
+    Settled,
+    Told,
+    check_reply,
+    receipt,
+)
 from praval.core.security_events import SecurityEvent, SecurityEvents
 from praval.core.spore import HEADER_ROOM, MAX_DEPTH, Header, SporeType
 from praval.core.topics import decode_segment
@@ -164,8 +170,8 @@ class Sealer:
         self._admit(opened, now)
         return self._arrival(opened)
 
-    def open_note(self, data: bytes, inbox: str) -> Arrival | Settled | None:
-        """Open what came to our inbox: a reply, or a receipt (None: it says again what is known).
+    def open_note(self, data: bytes, inbox: str) -> Arrival | list[Settled]:
+        """Open what came to our inbox: a reply, or a receipt with what it says that is news.
 
         Raises:
             EnvelopeError: with a code; it is to be given to :meth:`refuse`.
@@ -236,13 +242,19 @@ class Sealer:
 
     # -- receipts ------------------------------------------------------------------------
 
-    def receipt(self, opened: Opened, outcome: Outcome, inbox: str, receiver: str) -> Message:
-        """Make the receipt for a spore that was committed."""
+    def receipt(self, told: Sequence[Told], to: str, inbox: str, receiver: str) -> Message:
+        """Make the receipt for spores of one sender that were committed.
+
+        Raises:
+            CardError: the sender has no card that is good now.
+        """
+        now = self.now()
+        life = min(LIFE, self.keyring.directory.card(to, now).card.max_ttl)
         return receipt(
-            opened, outcome, topic=inbox, receiver=receiver, now=self.now(), random=os.urandom
+            told, to=to, topic=inbox, receiver=receiver, now=now, random=os.urandom, life=life
         )
 
-    def take_own(self, message: Message, sender: bytes) -> Settled | None:
+    def take_own(self, message: Message, sender: bytes) -> list[Settled]:
         """Take a receipt that one of our agents gives to another of our names.
 
         Raises:
@@ -260,11 +272,11 @@ class Sealer:
         overdue = self.receipts.overdue(self.now(), self.keyring.lifetimes.skew)
         self.told["outcome_unknown"] += len(overdue)
 
-    def _settled(self, opened: Opened) -> Settled | None:
-        settled = self.receipts.hear(opened)
-        if settled is not None:
+    def _settled(self, opened: Opened) -> list[Settled]:
+        news = self.receipts.hear(opened)
+        for settled in news:
             self.told[settled.outcome] += 1
-        return settled
+        return news
 
     # -- refusing ------------------------------------------------------------------------
 

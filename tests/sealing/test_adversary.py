@@ -22,7 +22,7 @@ from praval.core.keys import Keyring
 from praval.core.lifetimes import DAY
 from praval.core.replay import Key, Replay
 from praval.core.replay_tables import MemoryTable
-from praval.core.sealed_receipts import ReceiptLedger, Settled, check_reply, receipt
+from praval.core.sealed_receipts import ReceiptLedger, Settled, check_reply, receipt, tell
 from praval.errors import EnvelopeError, SealCode, SealError
 from tests.sealing.actors import NOW, Dice, acquaint, code_of, host, note, opens
 from tests.sealing.test_replay import Crash, Crashing
@@ -200,7 +200,7 @@ def test_what_a_broker_drops_is_known_to_be_unknown() -> None:
     message = note(to="bob")
     alice.receipts.expect(message, alice.keyring.get("alice").agent_id, ["bob"])
     assert alice.receipts.overdue(message.expires + 240_000, 120_000) == []
-    assert alice.receipts.overdue(message.expires + 240_001, 120_000) == [(message.id, "bob")]
+    assert alice.receipts.overdue(message.expires + 240_001, 120_000) == [(message.id.hex(), "bob")]
     assert bob.take(data, message.expires + 120_001) == SealCode.EXPIRED
 
 
@@ -209,8 +209,9 @@ def test_what_a_broker_drops_is_known_to_be_unknown() -> None:
 
 def returned(bob: Host, opened: Opened, outcome: Any = "handled") -> Message:
     return receipt(
-        opened, outcome, topic="desk.@inbox-alice", receiver=bob.name, now=NOW, random=bob.dice
-    )
+        [tell(opened, outcome)], to=opened.message.from_name, topic="desk.@inbox-alice",
+        receiver=bob.name, now=NOW, random=bob.dice,
+    )  # fmt: skip
 
 
 def awaited() -> tuple[Host, Host, Opened, Message]:
@@ -223,9 +224,14 @@ def awaited() -> tuple[Host, Host, Opened, Message]:
     return alice, bob, opens(bob.keyring, "bob", done.envelopes[0]), message
 
 
-def heard(alice: Host, by: Host, told: Message) -> Settled | None:
+def heard(alice: Host, by: Host, told: Message) -> list[Settled]:
     (data,) = by.keyring.seal(told, now=NOW).envelopes
     return alice.receipts.hear(opens(alice.keyring, "alice", data, kinds={wire.RECEIPT}))
+
+
+def said(*told: list[str]) -> bytes:
+    """The body of a receipt."""
+    return encode_body(None, msgspec.json.encode({"told": told}))
 
 
 @pytest.mark.parametrize("outcome", ["handled", "dead"])
@@ -233,8 +239,8 @@ def test_a_receipt_is_believed_once_from_the_addressed_name(outcome: Any) -> Non
     """Repeated, it says nothing new; contradicted, it is refused."""
     alice, bob, opened, message = awaited()
     told = returned(bob, opened, outcome)
-    assert heard(alice, bob, told) == Settled(message.id, "bob", outcome)
-    assert heard(alice, bob, returned(bob, opened, outcome)) is None
+    assert heard(alice, bob, told) == [Settled(message.id.hex(), "bob", outcome)]
+    assert heard(alice, bob, returned(bob, opened, outcome)) == []
     other = "dead" if outcome == "handled" else "handled"
     assert code_of(lambda: heard(alice, bob, returned(bob, opened, other))) == SealCode.REPLAY
     assert alice.receipts.overdue(NOW + 10**9, 0) == []
@@ -244,20 +250,34 @@ def test_a_receipt_is_believed_once_from_the_addressed_name(outcome: Any) -> Non
     ("change", "code"),
     [
         ({"from_name": "carol"}, SealCode.NOT_PERMITTED),
-        ({"reply_to": b"x" * 16}, SealCode.NOT_PERMITTED),
         ({"spore_type": wire.NOTIFICATION}, SealCode.MISROUTED),
-        ({"body": encode_body(None, b'{"content":"00","outcome":"handled"}')}, SealCode.REPLAY),
-        ({"body": encode_body(None, b'{"content":"00","outcome":"?"}')}, SealCode.MALFORMED),
+        ({"body": said(["%", "00", "handled"])}, SealCode.REPLAY),
+        ({"body": said(["%", "00", "?"])}, SealCode.MALFORMED),
+        ({"body": said()}, SealCode.MALFORMED),
+        ({"body": said(["x", "00", "handled"], ["%", "00", "dead"])}, SealCode.REPLAY),
         ({"body": encode_body(None, b"{}")}, SealCode.MALFORMED),
         ({"body": b"junk"}, SealCode.MALFORMED),
     ],
 )
 def test_a_forged_receipt_settles_nothing(change: dict[str, Any], code: SealCode) -> None:
-    """Another recipient's word, another spore, another content."""
+    """Another recipient's word, another content."""
     alice, bob, opened, message = awaited()
+    body = change.get("body", b"").replace(b"%", message.id.hex().encode())
     forged = msgspec.structs.replace(returned(bob, opened), **change)
+    forged = msgspec.structs.replace(forged, body=body or forged.body)
     assert code_of(lambda: heard(alice, bob, forged)) == code
-    assert alice.receipts.overdue(NOW + 10**9, 0) == [(message.id, "bob")]
+    assert alice.receipts.overdue(NOW + 10**9, 0) == [(message.id.hex(), "bob")]
+
+
+def test_a_receipt_of_a_spore_that_nobody_awaits_says_nothing() -> None:
+    """It is late; what else the envelope tells counts."""
+    alice, bob, opened, message = awaited()
+    late = msgspec.structs.replace(opened, message=note(number=8, to="bob"))
+    told = receipt(
+        [tell(late, "handled"), tell(opened, "handled")], to="alice", topic="desk.@inbox-alice",
+        receiver="bob", now=NOW, random=bob.dice,
+    )  # fmt: skip
+    assert heard(alice, bob, told) == [Settled(message.id.hex(), "bob", "handled")]
 
 
 def test_a_broadcast_awaits_one_receipt_per_recipient() -> None:
@@ -271,7 +291,7 @@ def test_a_broadcast_awaits_one_receipt_per_recipient() -> None:
     opened = opens(bob.keyring, "bob", data)
     assert heard(alice, bob, returned(bob, opened))
     alice.receipts.expect(message, sender, ["bob", "carol"])
-    assert (message.id, "bob") not in alice.receipts.overdue(NOW + 10**9, 0)
+    assert (message.id.hex(), "bob") not in alice.receipts.overdue(NOW + 10**9, 0)
 
 
 def test_a_stolen_reply_answers_nothing() -> None:
