@@ -21,7 +21,7 @@ from praval.core.intake import QUERY_EVERY, Bucket, Rate
 from praval.core.key_keeper import KeyKeeper
 from praval.core.keys import Keyring
 from praval.core.replay import PURGE_CHUNK
-from praval.core.replay_writer import ReplayWriter
+from praval.core.replay_writer import ReplayCaller
 from praval.core.sealer import Sealer
 from praval.core.security_events import SecurityEvent
 from praval.core.topics import join
@@ -58,7 +58,7 @@ class CardChannel:
         replica: str,
         keeper: KeyKeeper,
         sealer: Sealer,
-        writer: ReplayWriter,
+        writer: ReplayCaller,
     ) -> None:
         self._transport = transport
         self._keeper = keeper

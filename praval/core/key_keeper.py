@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 from praval.core.keys import Keyring
 from praval.core.replay import Replay
 from praval.core.replay_tables import MemoryTable
+from praval.core.replay_writer import DirectCaller, ReplayCaller, ReplayWriter
 from praval.errors import ConfigurationError
 
 T = TypeVar("T")
@@ -119,6 +120,10 @@ class KeyKeeper:
         """Read what other processes did to the store."""
         if self._store is not None:
             await self.change(lambda keyring: None, now)
+
+    def replay_caller(self, lease: float) -> ReplayCaller:
+        """Return what calls the replay memory that belongs to the keys; see :meth:`open_replay`."""
+        return DirectCaller(lease) if self._store is None else ReplayWriter(lease)
 
     def open_replay(self) -> Replay:
         """Open the replay memory; blocks.

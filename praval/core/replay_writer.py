@@ -11,7 +11,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from praval.core.replay import Replay
 from praval.errors import ReplayError
@@ -26,8 +26,50 @@ Work: TypeAlias = Callable[[Replay], object]
 _Item: TypeAlias = "tuple[asyncio.Future[Any], Work]"
 
 
+class ReplayCaller(Protocol):
+    """What makes the calls of a Reef to its replay memory. Used on the Reef's loop only."""
+
+    async def open(self, make: Callable[[], Replay], close: Callable[[], None]) -> None:
+        """Start; raises ReplayError or KeyringError if the replay memory cannot be used."""
+        ...
+
+    def call(self, work: Callable[[Replay], T]) -> asyncio.Future[T]:
+        """Make a call; what it did is durable when the future resolves. It fails with ReplayError.
+
+        Cancelling the future undoes nothing.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Finish what was begun. Idempotent."""
+        ...
+
+
+class DirectCaller:
+    """Calls a replay memory that never blocks, at once."""
+
+    def __init__(self, lease: float) -> None:
+        """Make one; ``lease``: seconds for which a spore that was begun is somebody's."""
+        self._lease = int(lease * 1000)
+        self._replay: Replay
+
+    async def open(self, make: Callable[[], Replay], close: Callable[[], None]) -> None:
+        """See :class:`ReplayCaller`."""
+        self._replay = make()
+        self._replay.lease = self._lease
+
+    def call(self, work: Callable[[Replay], T]) -> asyncio.Future[T]:
+        """See :class:`ReplayCaller`."""
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        _resolve([future], [_answer(self._replay, work)])
+        return future
+
+    async def aclose(self) -> None:
+        """See :class:`ReplayCaller`."""
+
+
 class ReplayWriter:
-    """See the module. Used on the loop on which it was opened."""
+    """See the module; for a memory that blocks. Used on the loop on which it was opened."""
 
     def __init__(self, lease: float) -> None:
         """Make one; ``lease``: seconds for which a spore that was begun is somebody's."""
@@ -38,11 +80,7 @@ class ReplayWriter:
         self._finished: asyncio.Future[None]
 
     async def open(self, make: Callable[[], Replay], close: Callable[[], None]) -> None:
-        """Start; both functions are called on the thread.
-
-        Raises:
-            ReplayError, KeyringError: the replay memory cannot be used.
-        """
+        """See :class:`ReplayCaller`; both functions are called on the thread."""
         self._loop = asyncio.get_running_loop()
         self._finished = self._loop.create_future()
         opened: asyncio.Future[None] = self._loop.create_future()
@@ -53,10 +91,7 @@ class ReplayWriter:
         await opened
 
     def call(self, work: Callable[[Replay], T]) -> asyncio.Future[T]:
-        """Queue a call; what it did is durable when the future resolves.
-
-        Cancelling the future undoes nothing. It fails with ReplayError.
-        """
+        """See :class:`ReplayCaller`."""
         future: asyncio.Future[T] = self._loop.create_future()
         if self._thread is None or self._finished.done():
             future.set_exception(ReplayError("The replay memory is closed."))
@@ -66,7 +101,7 @@ class ReplayWriter:
         return future
 
     async def aclose(self) -> None:
-        """Do what is queued, then end the thread. Idempotent."""
+        """See :class:`ReplayCaller`: do what is queued, then end the thread."""
         if self._thread is None:
             return
         self._queue.put(None)

@@ -25,7 +25,6 @@ from praval.core.envelope_format import Message
 from praval.core.inbox import INBOX
 from praval.core.key_keeper import KeyKeeper, Security, process_name
 from praval.core.replay import Begun, Key, Replay
-from praval.core.replay_writer import ReplayWriter
 from praval.core.sealed_gate import Gate
 from praval.core.sealed_inbox import SealedInbox
 from praval.core.sealed_receipts import Settled
@@ -72,7 +71,7 @@ class SealedBridge(Bridge):
         self.sealer = Sealer(
             self.keeper.keyring, join(reef.namespace, INBOX), settings, self.events, reef.clock
         )
-        self._writer = ReplayWriter(settings.lease)
+        self._writer = self.keeper.replay_caller(settings.lease)
         self._renewal = settings.lease / 3
         self._renewals: asyncio.Task[None] | None = None
         self._at_work: dict[Key, SealedInbound] = {}
@@ -212,7 +211,8 @@ class SealedBridge(Bridge):
 
     async def _receive(self, runner: AgentRunner, delivery: Delivery) -> None:
         """See :class:`Bridge`."""
-        filters = self._topics_of(runner)
+        attached = self._agents.get(runner)
+        filters = attached[0] if attached is not None else self._topics_of(runner)
         arrival = await self._gate.open(
             delivery, lambda: self.sealer.open(runner.name, delivery, filters), runner.name
         )
@@ -257,10 +257,10 @@ class SealedBridge(Bridge):
             Refuse, GiveBack: what is to become of the message.
             JournalError, ReplayError: it could not be written down.
         """
-        name, content = runner.name, arrival.opened.content()
+        name, content = runner.name, arrival.content
         while True:
             at_work = self._at_work.get(key)
-            if at_work is not None and at_work.arrival.opened.content() == content:
+            if at_work is not None and at_work.arrival.content == content:
                 self._reef.books.count(posted, Outcome.DUPLICATE, Reason.SAME_ID)
                 return at_work
             begun = await self._lease(key, arrival, content)

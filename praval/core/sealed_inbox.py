@@ -85,7 +85,8 @@ class SealedInbox:
         if arrival.inbox is None:
             return
         sealer, opened = self._sealer, arrival.opened
-        owed = Owed(receiver, opened.message.from_name, tell(opened, outcome))
+        told = tell(opened.message.id, arrival.content, outcome)
+        owed = Owed(receiver, opened.message.from_name, told)
         if arrival.inbox == self.topic and sealer.is_ours(opened):
             # both are of this Reef: what it knows need not go over the broker
             receipt = sealer.receipt([owed.told], owed.sender, self.topic, receiver)

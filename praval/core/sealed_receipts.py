@@ -53,9 +53,9 @@ class Settled(NamedTuple):
     outcome: Outcome
 
 
-def tell(opened: Opened, outcome: Outcome) -> Told:
+def tell(spore: bytes, content: bytes, outcome: Outcome) -> Told:
     """Say what became of a spore that was committed."""
-    return Told(opened.message.id.hex(), opened.content().hex(), outcome)
+    return Told(spore.hex(), content.hex(), outcome)
 
 
 def receipt(

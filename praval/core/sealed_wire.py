@@ -9,7 +9,7 @@ from typing import Any
 from praval.core.delivery import Outcome
 from praval.core.replay import Key
 from praval.core.replay import Outcome as Committed
-from praval.core.replay_writer import ReplayWriter
+from praval.core.replay_writer import ReplayCaller
 from praval.core.sealer import Arrival
 from praval.core.wire import Inbound
 from praval.errors import JournalError, PravalError
@@ -33,7 +33,7 @@ class SealedInbound(Inbound):
         *,
         key: Key,
         fence: int,
-        writer: ReplayWriter,
+        writer: ReplayCaller,
         over: Callable[[Key], object],
     ) -> None:
         """Take a spore in whose lease was taken; ``over`` is called when it is ours no more."""

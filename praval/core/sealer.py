@@ -51,6 +51,8 @@ class Arrival(NamedTuple):
     """A spore that came in sealed."""
 
     opened: Opened
+    content: bytes
+    """The digest of what stays the same when it is sealed again."""
     header: Header
     raw: bytes
     """The encoded knowledge."""
@@ -234,7 +236,7 @@ class Sealer:
         except EnvelopeError as error:
             error.sender = message.from_name
             raise
-        return Arrival(opened, header, raw, inbox)
+        return Arrival(opened, opened.content(), header, raw, inbox)
 
     def _is_inbox(self, topic: str) -> bool:
         replica = topic.removeprefix(self._inboxes)

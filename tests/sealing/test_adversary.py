@@ -22,7 +22,14 @@ from praval.core.keys import Keyring
 from praval.core.lifetimes import DAY
 from praval.core.replay import Key, Replay
 from praval.core.replay_tables import MemoryTable
-from praval.core.sealed_receipts import ReceiptLedger, Settled, check_reply, receipt, tell
+from praval.core.sealed_receipts import (
+    ReceiptLedger,
+    Settled,
+    Told,
+    check_reply,
+    receipt,
+    tell,
+)
 from praval.errors import EnvelopeError, SealCode, SealError
 from tests.sealing.actors import NOW, Dice, acquaint, code_of, host, note, opens
 from tests.sealing.test_replay import Crash, Crashing
@@ -207,9 +214,13 @@ def test_what_a_broker_drops_is_known_to_be_unknown() -> None:
 # -- receipts and replies ------------------------------------------------------------
 
 
+def told_of(opened: Opened, outcome: Any = "handled") -> Told:
+    return tell(opened.message.id, opened.content(), outcome)
+
+
 def returned(bob: Host, opened: Opened, outcome: Any = "handled") -> Message:
     return receipt(
-        [tell(opened, outcome)], to=opened.message.from_name, topic="desk.@inbox-alice",
+        [told_of(opened, outcome)], to=opened.message.from_name, topic="desk.@inbox-alice",
         receiver=bob.name, now=NOW, random=bob.dice,
     )  # fmt: skip
 
@@ -274,7 +285,7 @@ def test_a_receipt_of_a_spore_that_nobody_awaits_says_nothing() -> None:
     alice, bob, opened, message = awaited()
     late = msgspec.structs.replace(opened, message=note(number=8, to="bob"))
     told = receipt(
-        [tell(late, "handled"), tell(opened, "handled")], to="alice", topic="desk.@inbox-alice",
+        [told_of(late), told_of(opened)], to="alice", topic="desk.@inbox-alice",
         receiver="bob", now=NOW, random=bob.dice,
     )  # fmt: skip
     assert heard(alice, bob, told) == [Settled(message.id.hex(), "bob", "handled")]
