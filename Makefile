@@ -21,7 +21,8 @@ help:
 	@echo "make fuzz    2,000,000 mutated envelopes, cards and key files   make fuzz ARGS=\"--seed 7\""
 	@echo "make lint    ruff, mypy, pyright, import contracts"
 	@echo "make matrix  run the transports' conformance suite, and write its table in docs/transports.md"
-	@echo "make soak    per broker 20,000 spores, 5 killed hosts, 3 killed brokers; prints the counts"
+	@echo "make soak    per broker 20,000 spores, 5 killed hosts, 3 killed brokers, then 10,000 sealed"
+	@echo "             ones with 4 and 2, new keys every second, and replays; prints the counts"
 	@echo "make bench   the performance budgets    make bench ARGS=\"...\""
 	@echo "make bench-wire  transports against the raw client libraries and FastStream, on brokers"
 	@echo "make lock    resolve constraints.txt anew"
@@ -52,10 +53,11 @@ lint: .venv/.stamp-dev
 matrix: .venv/.stamp-dev servers
 	@$(PY) -m tests.transports.matrix
 
-# some 4 minutes; -s shows what became of the spores on each broker
+# some 6 minutes; -s shows what became of the spores on each broker
 soak: .venv/.stamp-dev servers
 	@PRAVAL_SOAK_SPORES=20000 PRAVAL_SOAK_WORKER_KILLS=5 PRAVAL_SOAK_BROKER_KILLS=3 \
 		$(PY) -m pytest tests/transports/test_kills.py -s -q $(ARGS)
+	@PRAVAL_SOAK_SEALED=10000 $(PY) -m pytest tests/transports/test_sealed_kills.py -s -q $(ARGS)
 
 bench: .venv/.stamp-bench
 	@$(PY) -m benchmarks $(ARGS)

@@ -45,9 +45,9 @@ BUDGETS = (
     Budget("10c", "MQTT, against aiomqtt", "mqtt", "rate", "praval", "aiomqtt", ">=", 0.8),
     Budget("10d", "STOMP, against stomp.py", "stomp", "rate", "praval", "stomp.py", ">=", 1.0),
     *(
-        Budget(f"11{letter}", f"{wire}, sealed, CPU against unsealed with receipts", protocol,
+        Budget(number, f"{wire}, sealed, CPU against unsealed with receipts", wire.lower(),
                "client_us", "sealed", "with receipts", "<=", 1.5)
-        for letter, wire, protocol in (("a", "AMQP", "amqp"), ("b", "MQTT", "mqtt"), ("c", "STOMP", "stomp"))
+        for number, wire in (("11a", "AMQP"), ("11b", "MQTT"), ("11c", "STOMP"))
     ),
 )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The channel of keys: cards are announced, asked for and passed on here; keys are renewed in time.
+"""The channel of keys: cards are announced, asked for and passed on here.
 
 Anybody may answer a query with the unexpired cards that it holds: a card proves itself. Our own we
 say at once, those of others after a moment, if nobody else has said them.
@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Coroutine, Iterable
+from typing import TYPE_CHECKING, Any
 
 from praval.core import key_channel
 from praval.core.card_presence import CardPresence
@@ -20,8 +19,6 @@ from praval.core.cards import KnownCard
 from praval.core.intake import QUERY_EVERY, Bucket, Rate
 from praval.core.key_keeper import KeyKeeper
 from praval.core.keys import Keyring
-from praval.core.replay import PURGE_CHUNK
-from praval.core.replay_writer import ReplayCaller
 from praval.core.sealer import Sealer
 from praval.core.security_events import SecurityEvent
 from praval.core.topics import join
@@ -34,8 +31,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("praval.cards")
 
 CONTENT_TYPE = "application/vnd.praval.card+json"
-TICK = 5.0
-"""Most seconds between two looks at what is due with the keys."""
 PATIENCE = 7.0
 """Seconds for one publication; the next round makes up for it."""
 QUIET, ARRIVAL = 0.05, 2.0
@@ -58,22 +53,20 @@ class CardChannel:
         replica: str,
         keeper: KeyKeeper,
         sealer: Sealer,
-        writer: ReplayCaller,
     ) -> None:
         self._transport = transport
         self._keeper = keeper
         self._sealer = sealer
-        self._writer = writer
         self.topic = join(reef.namespace, "@keys")
         self.presence = CardPresence(reef, keeper, replica)
         self.believed: Callable[[KnownCard], None] = lambda known: None
         """Called with each card that is new here."""
         self.usurped: Callable[[str, ReplayError], None] = lambda name, error: None
         """Called when another store speaks for one of our names."""
-        self.stopped: ReplayError | None = None
-        """Why nothing is opened, rotated or erased now: a clock jumped."""
         self._said: dict[str, bytes] = {}
         """Our cards, as they were published last."""
+        self._announcing: set[bytes] = set()
+        """Those that are on their way to the broker."""
         self._heard = 0
         self._epochs: dict[bytes, int] = {}
         self._statuses: OrderedDict[bytes, None] = OrderedDict()
@@ -83,16 +76,16 @@ class CardChannel:
         self._asked: OrderedDict[str, int] = OrderedDict()
         self._echoes: dict[bytes, asyncio.Future[None]] = {}
         self._bucket = Bucket(REFUSED, sealer.now())
-        self._sending: set[asyncio.Task[None]] = set()
-        self._rounds: asyncio.Task[None] | None = None
-        self._names: set[str] = set()
+        self._sending: set[asyncio.Task[Any]] = set()
+        self._started = False
+        self.names: set[str] = set()
         """The names that this Reef answers for; the keyring may have others', too."""
 
     # -- life ----------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Publish our cards, ask for all others, and wait until those had time to come in."""
-        self._rounds = asyncio.create_task(self._keep_ticking(), name="praval:keys")
+        self._started = True
         await self.changed()
         await self._say(key_channel.query())
         try:
@@ -123,20 +116,34 @@ class CardChannel:
                 keyring.add(name, now=now, subscriptions=hears)
 
         await self._keeper.change(enrol, now)
-        self._names.add(name)
+        self.names.add(name)
         self.presence.changed()
 
     async def changed(self) -> None:
-        """Publish those of our cards that are new."""
-        if self._rounds is None:
+        """Publish those of our cards that are new; return when that is done, or given up."""
+        if not self._started:
             return  # start() will
+        await asyncio.gather(*(self._announce(name) for name in await self._unsaid()))
+
+    async def changed_soon(self) -> None:
+        """Begin to publish those of our cards that are new; the broker may be away."""
+        for name in await self._unsaid():
+            self._soon(self._announce(name))
+
+    async def _unsaid(self) -> list[str]:
         await self._keeper.ready()
         keyring = self._keeper.keyring
-        for name in self._names:
-            card = keyring.card(name)
-            if self._said.get(name) != card:
-                self._said[name] = card
-                await self._say(card)
+        return [name for name in self.names if self._said.get(name) != keyring.card(name)]
+
+    async def _announce(self, name: str) -> None:
+        card = self._keeper.keyring.card(name)
+        if card not in self._announcing:
+            self._announcing.add(card)
+            try:
+                if await self._say(card):
+                    self._said[name] = card  # else the next tick tries again
+            finally:
+                self._announcing.discard(card)
 
     async def leave(self) -> None:
         """Say nothing any more. Cards stay good: the broker keeps what is sealed to them."""
@@ -144,11 +151,10 @@ class CardChannel:
             timer.cancel()
         if self._keeper.is_shared:
             await self._remember()
-        tasks = [*self._sending, *([self._rounds] if self._rounds is not None else [])]
-        for task in tasks:
+        for task in self._sending:
             task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        if self._sending:
+            await asyncio.wait(self._sending)
 
     async def _remember(self) -> None:
         """Let the store have the cards that came in since the last look."""
@@ -250,23 +256,11 @@ class CardChannel:
         if heard.card is not None:
             self._take(heard.card, data)
 
-    async def rotate(self, *names: str) -> None:
-        """Replace the keys of these names (default: all of this Reef) now, and say so."""
-        now = self._sealer.now()
-
-        def replace(keyring: Keyring) -> None:
-            for name in names or sorted(self._names):
-                keyring.rotate(name, now=now)
-
-        await self._keeper.change(replace, now)
-        self.presence.changed()
-        await self.changed()
-
     def _owe(self, data: bytes) -> None:
         if data in self._owed:
             return
         loop = asyncio.get_running_loop()
-        own = data in self._said.values()
+        own = data in self._said.values() or data in self._announcing
         last = self._answered.get(data, -OTHERS_EVERY)
         wait = 0.0 if own else random.uniform(0.05, 0.2)
         wait = max(wait, last + (OWN_EVERY if own else OTHERS_EVERY) - loop.time())
@@ -281,11 +275,15 @@ class CardChannel:
         self._send_soon(data)
 
     def _send_soon(self, data: bytes) -> None:
-        task = asyncio.get_running_loop().create_task(self._say(data))
+        self._soon(self._say(data))
+
+    def _soon(self, work: Coroutine[Any, Any, object]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
 
-    async def _say(self, data: bytes) -> None:
+    async def _say(self, data: bytes) -> bool:
+        """Publish; whether the broker has it."""
         try:
             async with asyncio.timeout(PATIENCE):
                 await self._transport.publish(
@@ -293,6 +291,8 @@ class CardChannel:
                 )
         except (PravalError, TimeoutError) as error:
             log.warning("a card or query was not published: %s", str(error) or "time-out")
+            return False
+        return True
 
     async def _round_trip(self) -> None:
         """Publish a query that nobody can answer; return when it has come back."""
@@ -305,56 +305,6 @@ class CardChannel:
         finally:
             self._echoes.pop(marker, None)
 
-    # -- upkeep --------------------------------------------------------------------------
-
-    async def _keep_ticking(self) -> None:
-        seconds = min(TICK, self._keeper.keyring.lifetimes.rotation / 4000)
-        while True:
-            await asyncio.sleep(seconds)
-            try:
-                await self._tick()
-            except SealError as error:
-                log.error("the keys could not be looked after: %s", error)
-                self._report(error.code, f"The keys could not be looked after: {error}", grave=True)
-
-    async def _tick(self) -> None:
-        if not await self.check_clock():
-            return
-        now = self._sealer.now()
-        await self._keeper.change(lambda keyring: keyring.tick(now), now)
-        self.presence.changed()
-        await self.changed()
-        for name, failure in self._keeper.keyring.failed.items():
-            self._report(failure.code, f"{name!r} can have no card: {failure}", grave=True)
-        while await self._writer.call(lambda replay: replay.purge(now)) == PURGE_CHUNK:
-            pass
-        self._sealer.count_overdue()
-
-    async def check_clock(self) -> bool:
-        """Whether the clock may be trusted; if not, that is told, and nothing is opened."""
-        now, boot = self._sealer.now(), _boottime()
-        try:
-            await self._writer.call(lambda replay: replay.check_clock(now, boot))
-        except ReplayError as error:
-            if self.stopped is None:
-                self._report(error.code, str(error), grave=True)
-            self.stopped = error
-            return False
-        self.stopped = None
-        return True
-
-    async def trust_clock(self) -> None:
-        """Go on after a jump that somebody has looked at; refuse what was created before now."""
-        now, boot = self._sealer.now(), _boottime()
-        await self._writer.call(lambda replay: replay.trust_clock(now, boot))
-        self.stopped = None
-
     def _report(self, code: SealCode, text: str, size: int = 0, *, grave: bool = False) -> None:
         event = SecurityEvent(code, self._sealer.now() / 1000, text, size=size, grave=grave)
         self._sealer.events.report(event)
-
-
-def _boottime() -> int:
-    """Return milliseconds of a clock that nobody sets and that runs during sleep."""
-    clock = getattr(time, "CLOCK_BOOTTIME", None)
-    return int((time.monotonic() if clock is None else time.clock_gettime(clock)) * 1000)

@@ -11,7 +11,6 @@ Guide: "Secure Spores Enterprise Edition".
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -23,8 +22,10 @@ from praval.core.cards import KnownCard
 from praval.core.delivery import Outcome, Posted, Reason
 from praval.core.envelope_format import Message
 from praval.core.inbox import INBOX
+from praval.core.key_care import KeyCare
 from praval.core.key_keeper import KeyKeeper, Security, process_name
-from praval.core.replay import Begun, Key, Replay
+from praval.core.leases import Leases
+from praval.core.replay import Begun, Key
 from praval.core.sealed_gate import Gate
 from praval.core.sealed_inbox import SealedInbox
 from praval.core.sealed_receipts import Settled
@@ -72,11 +73,10 @@ class SealedBridge(Bridge):
             self.keeper.keyring, join(reef.namespace, INBOX), settings, self.events, reef.clock
         )
         self._writer = self.keeper.replay_caller(settings.lease)
-        self._renewal = settings.lease / 3
-        self._renewals: asyncio.Task[None] | None = None
-        self._at_work: dict[Key, SealedInbound] = {}
+        self._leases = Leases(self._writer, settings.lease / 3, self.sealer.now)
         super().__init__(reef, transport)
-        self._gate = Gate(self.keeper, self.sealer, self.cards, reef.books)
+        self.care = KeyCare(self.keeper, self.sealer, self.cards, self._writer)
+        self._gate = Gate(reef.books, self.keeper, self.sealer, cards=self.cards, care=self.care)
         self._receipt = reef.settings.reef_config.receipt or "receiver"  # brokers are not trusted
 
     def _make_announcer(self) -> CardChannel:
@@ -87,7 +87,6 @@ class SealedBridge(Bridge):
             replica=self.replica,
             keeper=self.keeper,
             sealer=sealer,
-            writer=self._writer,
         )
         cards.believed = self._card_came
         cards.usurped = self._usurped
@@ -114,7 +113,7 @@ class SealedBridge(Bridge):
             KeyringError, CardError, ReplayError: the keys cannot be used.
         """
         await self._writer.open(self.keeper.open_replay, self.keeper.close_replay)
-        await self.cards.check_clock()
+        await self.care.check_clock()
         await self.keeper.refresh(self.sealer.now())
         self.sealer.process = process_name(self.keeper.keyring)
         if self._reef.settings.audit.enabled:
@@ -125,7 +124,8 @@ class SealedBridge(Bridge):
             await self.cards.join_as(self.sealer.process, ())
         except KeyringError as error:
             log.warning("agents can speak, but nothing outside of them: %s", error)
-        self._renewals = asyncio.create_task(self._keep_renewing(), name="praval:leases")
+        self._leases.start()
+        self.care.start()
         await super().start()
 
     async def attach(self, runner: AgentRunner) -> None:
@@ -144,9 +144,8 @@ class SealedBridge(Bridge):
         try:
             await super().close()
         finally:
-            if self._renewals is not None:
-                self._renewals.cancel()
-                await asyncio.wait([self._renewals])
+            await self.care.aclose()
+            await self._leases.aclose()
             await self._writer.aclose()
             if self.auditor is not None:
                 await self.auditor.aclose()
@@ -257,13 +256,13 @@ class SealedBridge(Bridge):
             Refuse, GiveBack: what is to become of the message.
             JournalError, ReplayError: it could not be written down.
         """
-        name, content = runner.name, arrival.content
+        name = runner.name
         while True:
-            at_work = self._at_work.get(key)
-            if at_work is not None and at_work.arrival.content == content:
+            at_work = self._leases.at_work.get(key)
+            if at_work is not None and at_work.arrival.content == arrival.content:
                 self._reef.books.count(posted, Outcome.DUPLICATE, Reason.SAME_ID)
                 return at_work
-            begun = await self._lease(key, arrival, content)
+            begun = await self._leases.begin(key, arrival)
             if begun.code is None:
                 self._audit("received", arrival.opened.message, name)
                 return await self._take_in(key, arrival, posted, runner, begun)
@@ -281,37 +280,10 @@ class SealedBridge(Bridge):
             if not self._is_wanted(runner):
                 raise GiveBack
 
-    async def _lease(self, key: Key, arrival: Arrival, content: bytes) -> Begun:
-        message, now = arrival.opened.message, self.sealer.now()
-        beginning = self._writer.call(
-            lambda replay: replay.begin(
-                key, content, created=message.created, expires=message.expires, now=now
-            )
-        )
-        try:
-            return await asyncio.shield(beginning)
-        except asyncio.CancelledError:
-            beginning.add_done_callback(functools.partial(self._left_behind_lease, key))
-            raise
-
-    def _left_behind_lease(self, key: Key, beginning: asyncio.Future[Begun]) -> None:
-        """A lease was taken that nobody here went on with."""
-        if not beginning.cancelled() and beginning.exception() is None:
-            begun = beginning.result()
-            if begun.code is None:
-                self._writer.call(lambda replay: replay.release(key, begun.fence))
-
     async def _take_in(
         self, key: Key, arrival: Arrival, posted: Posted, runner: AgentRunner, begun: Begun
     ) -> SealedInbound:
-        inbound = self._at_work[key] = SealedInbound(
-            arrival,
-            self._reef.loop.time(),
-            key=key,
-            fence=begun.fence,
-            writer=self._writer,
-            over=self._over,
-        )
+        inbound = self._leases.hold(key, arrival, begun.fence)
         # the broker counts deliveries, the memory leases: what both have seen was begun and died
         posted.attempt = min(posted.attempt, begun.attempt)
         try:
@@ -327,9 +299,6 @@ class SealedBridge(Bridge):
             inbound.release()
         return inbound
 
-    def _over(self, key: Key) -> None:
-        self._at_work.pop(key, None)
-
     # -- the inbox -----------------------------------------------------------------------
 
     async def _open_note(self, delivery: Delivery) -> Arrival | list[Settled] | None:
@@ -343,19 +312,6 @@ class SealedBridge(Bridge):
 
     def _take_sealed_reply(self, arrival: Arrival) -> None:
         self._reef.requests.answered(arrival.posted(1))
-
-    # -- leases --------------------------------------------------------------------------
-
-    async def _keep_renewing(self) -> None:
-        """Keep what is at work ours; a process that dies does not, so another may begin it."""
-        while True:
-            await asyncio.sleep(self._renewal)
-            oldest, now = self._reef.loop.time() - self._renewal / 2, self.sealer.now()
-            for key, inbound in list(self._at_work.items()):
-                if inbound.since < oldest:
-                    self._writer.call(
-                        functools.partial(_renew, key=key, fence=inbound.fence, now=now)
-                    )
 
     # -- keys and alarms -----------------------------------------------------------------
 
@@ -385,15 +341,8 @@ class SealedBridge(Bridge):
             "process": self.sealer.process,
             "refused": dict(self.events.counts),
             "receipts": dict(self.sealer.told),
-            "stopped": None if self.cards.stopped is None else str(self.cards.stopped),
+            "stopped": None if self.care.stopped is None else str(self.care.stopped),
         }
-
-
-def _renew(replay: Replay, key: Key, fence: int, now: int) -> None:
-    try:
-        replay.renew(key, fence, now=now)
-    except ReplayError as error:
-        log.warning("a spore that is at work may be handled elsewhere, too: %s", error)
 
 
 def _seen(task: asyncio.Task[None]) -> None:

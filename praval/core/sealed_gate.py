@@ -10,6 +10,7 @@ from praval.core.card_channel import CardChannel
 from praval.core.delivery import Reason
 from praval.core.envelope_format import parse
 from praval.core.intake import DELAY
+from praval.core.key_care import KeyCare
 from praval.core.key_keeper import KeyKeeper
 from praval.core.ledger import Ledger
 from praval.core.sealer import Sealer
@@ -23,11 +24,18 @@ class Gate:
     """See the module. Used on the Reef's loop only."""
 
     def __init__(
-        self, keeper: KeyKeeper, sealer: Sealer, cards: CardChannel, books: Ledger
+        self,
+        books: Ledger,
+        keeper: KeyKeeper,
+        sealer: Sealer,
+        *,
+        cards: CardChannel,
+        care: KeyCare,
     ) -> None:
         self._keeper = keeper
         self._sealer = sealer
         self._cards = cards
+        self._care = care
         self._books = books
         self._closed = asyncio.Event()
 
@@ -46,7 +54,7 @@ class Gate:
         refreshed = False
         while True:
             await self._keeper.ready()
-            if self._cards.stopped is not None:
+            if self._care.stopped is not None:
                 await self.pause(DELAY / 1000)
                 raise GiveBack
             try:

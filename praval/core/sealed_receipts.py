@@ -3,8 +3,8 @@
 A receipt is sealed to the sender after the receiver's commit. It counts only from a name the spore
 was sealed to, and only for the content that was sealed; so it can neither be forged by the broker,
 nor by another recipient, nor moved to another spore. One that never comes says nothing: after
-the spore's expiry its outcome is unknown, and counted as that. Receipts have no receipts. One envelope
-carries what a receiver has to tell a sender of any number of spores.
+the spore's expiry its outcome is unknown, and counted as that. Receipts have no receipts. One
+envelope carries what a receiver has to tell a sender of any number of spores.
 
 A reply counts only while its request is outstanding, and only from the name that was asked.
 """

@@ -292,7 +292,7 @@ async def test_what_was_committed_is_known_after_a_restart(url: str, tmp_path: P
         store = await asyncio.to_thread(reopened, folder)
         async with Reef(listener("a", heard), transport=url, security=store) as again:
             await attacker.publish("praval.a_channel", seen)
-            await until(lambda: again.ledger().duplicate == 1, "it was known")
+            await until(lambda: again.ledger().duplicate, "it was known")
     assert heard == [("a", 1)]
 
 
@@ -333,7 +333,7 @@ async def test_a_replica_learns_of_keys_that_another_one_has_renewed(
     ):
         for n in range(30):
             if n % 3 == 0:
-                await bridge((one, two)[n % 2]).cards.rotate("a")
+                await bridge((one, two)[n % 2]).care.rotate("a")
             await sender.send("a", {"n": n})
         await sender.wait_idle(20)
     assert sorted(heard) == [("a", n) for n in range(30)]
@@ -369,7 +369,6 @@ async def test_a_long_handling_keeps_its_lease(url: str) -> None:
 
     keyring, settings = root.keyring("a"), brisk()
     async with (
-        outsider(url) as ear,
         Reef(slow, transport=url, security=keyring, settings=settings) as one,
         Reef(slow, transport=url, security=keyring, settings=settings) as two,
         Reef(transport=url, security=root.keyring("@desk"), settings=brisk()) as sender,
@@ -398,7 +397,7 @@ async def test_keys_that_rotate_while_spores_fly_lose_nothing(url: str) -> None:
 
         async def rotate() -> None:
             for each in (reef, sender) * 20:
-                await bridge(each).cards.rotate()
+                await bridge(each).care.rotate()
                 await asyncio.sleep(0)
 
         rotating = asyncio.ensure_future(rotate())
@@ -496,7 +495,7 @@ async def test_an_agent_stops_when_another_store_speaks_for_its_name(url: str) -
     async with Reef(listener("a", heard), transport=url, security=keyring) as reef:
         bridge(reef).events.listeners.append(events.append)
         async with Reef(listener("a", heard), transport=url, security=twin) as other:
-            await bridge(other).cards.rotate("a")
+            await bridge(other).care.rotate("a")
             await until(lambda: not bridge(reef)._agents, "it hears no more")
     assert events[0].grave
     assert (events[0].receiver, events[0].severity) == ("a", "high")
@@ -708,8 +707,9 @@ async def test_a_receiver_with_a_journal_handles_and_forgets(url: str, tmp_path:
         for n in range(20):
             await sender.send("a", {"n": n})
         await sender.wait_idle(5)
+        before = reef.ledger().duplicate  # copies that the sender itself has sent
         await attacker.publish("praval.a_channel", attacker.on("a_channel")[0])
-        await until(lambda: reef.ledger().duplicate == 1, "a copy was known")
+        await until(lambda: reef.ledger().duplicate > before, "a copy was known")
     assert sorted(heard) == [("a", n) for n in range(20)]
 
 
@@ -734,10 +734,10 @@ async def test_after_a_jump_of_the_clock_nothing_is_opened_until_somebody_looks(
         reef.clock = clock
         bridge(reef).sealer._clock = clock
         ahead[0] = -30.0
-        await until(lambda: bridge(reef).cards.stopped, "the jump was seen")
+        await until(lambda: bridge(reef).care.stopped, "the jump was seen")
         await sender.send("a", {"n": 1})
         ahead[0] = 0.0
-        await bridge(reef).cards.trust_clock()
+        await bridge(reef).care.trust_clock()
         floor = now()
         await until(lambda: now() > floor, "the next millisecond")
         await sender.send("a", {"n": 2})

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import ssl
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -38,6 +38,8 @@ class TlsFront:
         self.port = free_port()
         self.delay = 0.0
         """Seconds that every piece waits before it is passed on."""
+        self.tap: Callable[[bytes], None] = lambda data: None
+        """Called, on the front's thread, with each piece that passes, in either direction."""
         self.accepted = 0
         """How many connections came so far (after their handshake)."""
         self._context = context
@@ -150,6 +152,7 @@ class TlsFront:
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Pass bytes on until one end closes, which closes the other."""
         while data := await reader.read(CHUNK):
+            self.tap(data)
             if self.delay:
                 await asyncio.sleep(self.delay)
             await self._flowing.wait()

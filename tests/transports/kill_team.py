@@ -1,10 +1,12 @@
 """Two hosts that the kill tests kill: a source and a worker, each with a journal.
 
 ``python kill_team.py source|worker|worker2 JOURNAL LOG COUNT [FLAW]``; in the environment, as JSON,
-``KILL_TEAM_TRANSPORT`` (its config) and ``KILL_TEAM_REEF_CONFIG``. The source publishes numbers
-(from the first that its log does not name as accepted) and ends when all of them are out. The
-worker handles them one at a time until it is told to end; two of them share the work, and a log.
-Every event is one line, appended by a single write, with the role of who wrote it at its end.
+``KILL_TEAM_TRANSPORT`` (its config) and ``KILL_TEAM_REEF_CONFIG``; in ``KILL_TEAM_KEYS`` a folder
+with a key store for each role, if all is to be sealed, with new keys every second. The source
+publishes numbers (from the first that its log does not name as accepted) and ends when all of them
+are out. The worker handles them one at a time until it is told to end; two of them share the work,
+and a log. Every event is one line, appended by a single write, with the role of who wrote it at its
+end.
 
 ``FLAW`` breaks one promise on purpose, so that the test can be seen to fail: ``early-ack``,
 ``no-dedup``, ``no-outbox``.
@@ -16,6 +18,7 @@ import asyncio
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +26,20 @@ import msgspec
 
 from praval import Reef, Spore, agent, configure
 from praval.core.bridge import Bridge
+from praval.core.key_store import KeyStore
+from praval.core.lifetimes import Lifetimes
 from praval.core.spore import new_id
 
 ROLE, JOURNAL, LOG, COUNT = sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
 FLAW = sys.argv[5] if len(sys.argv) > 5 else ""
 TRANSPORT: dict[str, Any] = json.loads(os.environ["KILL_TEAM_TRANSPORT"])
+
+KEYS: dict[str, Any] = {}
+if folder := os.environ.get("KILL_TEAM_KEYS"):
+    rotating = Lifetimes(rotation=1000, renewal=60_000, card=600_000)
+    now = int(time.time() * 1000)
+    KEYS["security"] = KeyStore.open(Path(folder, ROLE), "secret", now=now, lifetimes=rotating)
+SECRET = os.environ.get("KILL_TEAM_SECRET", "")
 
 GO = LOG.with_suffix(".go")
 """The file for which a source without an outbox waits: the broker is away then."""
@@ -51,10 +63,11 @@ async def worker(spore: Spore) -> None:
 async def source(accepted: int) -> None:
     """Publish what was not accepted yet, in parallel; end when all of it is out."""
     journal = None if FLAW == "no-outbox" else JOURNAL
-    async with Reef(journal=journal, transport=TRANSPORT, namespace="kill") as reef:
+    async with Reef(journal=journal, transport=TRANSPORT, namespace="kill", **KEYS) as reef:
 
         async def publish(number: int) -> None:
-            publishing = reef.send("worker", {"type": "job", "number": number})
+            job = {"type": "job", "number": number, "secret": SECRET}
+            publishing = reef.send("worker", job)
             if FLAW == "no-outbox":  # what an outbox in memory calls accepted
                 task = asyncio.ensure_future(publishing)
                 task.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -78,7 +91,7 @@ async def source(accepted: int) -> None:
 async def work() -> None:
     """Handle what comes."""
     note("process")
-    async with Reef(worker, journal=JOURNAL, transport=TRANSPORT, namespace="kill") as reef:
+    async with Reef(worker, journal=JOURNAL, transport=TRANSPORT, namespace="kill", **KEYS) as reef:
         note("started")
         await reef.serve()
 
@@ -107,7 +120,12 @@ def _spoil() -> None:
         Bridge._is_new = is_always_new  # type: ignore[method-assign]
 
 
-configure({"reef_config": {"drain_timeout": 5, **json.loads(os.environ["KILL_TEAM_REEF_CONFIG"])}})
+configure(
+    {
+        "reef_config": {"drain_timeout": 5, **json.loads(os.environ["KILL_TEAM_REEF_CONFIG"])},
+        "security": {"lease": 3},
+    }
+)
 _spoil()
 already = sum(line.startswith("accepted ") for line in LOG.read_text().splitlines())
 asyncio.run(source(already) if ROLE == "source" else work())

@@ -88,13 +88,26 @@ class Run:
         self._server = BROKERS[protocol](durable=True)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self.kills = Counter[str]()
+        self._environment: dict[str, str] = {}
+        """Further variables of the processes."""
+
+    @property
+    def url(self) -> str:
+        """Where the processes reach the broker."""
+        return self._server.url
+
+    def serving(self) -> None:
+        """The broker has started, and nothing else yet."""
+
+    def over(self) -> None:
+        """All have ended but the broker."""
 
     def start(self, role: str) -> None:
         log = self.log if role in self._workers else self._folder / f"{role}.log"
         log.touch()
         config = {
             "protocol": self._protocol,
-            "url": self._server.url,
+            "url": self.url,
             "ca_cert": str(self._server.pki.authority.ca_cert),
             "reconnect_delay": 0.05,
             "confirm_timeout": 5,
@@ -112,6 +125,7 @@ class Run:
                 [*script, self._flaw],
                 env={
                     **os.environ,
+                    **self._environment,
                     "KILL_TEAM_TRANSPORT": json.dumps(config),
                     "KILL_TEAM_REEF_CONFIG": json.dumps(self._reef_config),
                 },
@@ -128,6 +142,7 @@ class Run:
         begin = time.monotonic()
         self._server.start()
         try:
+            self.serving()
             for role in self._workers:
                 self.start(role)
             self._wait_for_workers()
@@ -159,6 +174,7 @@ class Run:
                 self._processes[role].terminate()
             for role in self._workers:
                 assert self._processes[role].wait(30) == 0, self.errors(role)
+            self.over()
         finally:
             for process in self._processes.values():
                 process.kill()
