@@ -328,6 +328,36 @@ async def test_publishers_and_each_subscription_have_connections_of_their_own(
             assert transport.health().reconnects == 0
 
 
+async def test_what_is_handled_while_its_connection_is_lost_does_not_come_for_ever(
+    classic: Broker, topic: str
+) -> None:
+    """A subscriber's own copy, which the broker has no more: nobody can acknowledge it."""
+    calls, go = [], asyncio.Event()
+
+    async def slow(message: Delivery) -> None:
+        calls.append(message)
+        await go.wait()
+
+    with TlsFront(classic.server, classic.server.pki.server_context()) as front:
+        async with classic.connected(port=front.port) as transport:
+            await transport.subscribe(topic, slow)
+            await transport.publish(topic, b"!")
+            async with asyncio.timeout(10):
+                while not calls:  # noqa: ASYNC110 - the broker delivers it
+                    await asyncio.sleep(0.01)
+                front.cut()
+                while not transport.health().reconnects:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+                go.set()
+                while not transport.health().given_back:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            await transport.publish(topic, b"?")
+            async with asyncio.timeout(10):
+                while b"?" not in calls:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+        assert calls == [b"!", b"?"]
+
+
 async def test_the_guides_configuration_works_as_printed(classic: Broker) -> None:
     pki, server = classic.server.pki, classic.server
     stomp_config = {

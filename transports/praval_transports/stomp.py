@@ -131,7 +131,7 @@ class Consumer:
     async def give_back(self, incoming: StompIncoming) -> None:
         """Let it be delivered again."""
         headers, frames = incoming.frame.headers, self.connection.frames
-        if self.leaving:
+        if self.leaving or self._link.lost.done():
             pass  # with the end of the connection
         elif self._server.nack_requeues:
             frames.nack(headers["ack"], requeue="true")
