@@ -1,7 +1,8 @@
 """The channel of keys: cards are announced, asked for and passed on here.
 
 Anybody may answer a query with the unexpired cards that it holds: a card proves itself. Our own we
-say at once, those of others after a moment, if nobody else has said them.
+say at once, those of others after a moment, if nobody else has said them. Ours we say from time to
+time, too: that is how others know that we are at work (``praval.core.card_presence``).
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ import asyncio
 import logging
 import random
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from praval.core import key_channel
+from praval.core.card_answers import CardAnswers
 from praval.core.card_presence import CardPresence
 from praval.core.cards import KnownCard
 from praval.core.intake import QUERY_EVERY, Bucket, Rate
@@ -31,15 +33,17 @@ if TYPE_CHECKING:
 log = logging.getLogger("praval.cards")
 
 CONTENT_TYPE = "application/vnd.praval.card+json"
+REPLICA, LEAVES = "replica", "leaves"
+"""Headers of a card that its own host says: who that is, and whether for the last time."""
 PATIENCE = 7.0
 """Seconds for one publication; the next round makes up for it."""
 QUIET, ARRIVAL = 0.05, 2.0
 """Seconds without a card, and at most, for which a Reef waits for cards when it starts."""
-OWN_EVERY, OTHERS_EVERY = 0.05, 1.0
-"""Seconds between two publications of one card in answer to queries."""
 REFUSED = Rate(1000, 200)
 """Messages on the channel that may be refused before no more is looked at."""
 REMEMBERED = 1000
+LONGEST_REPLICA = 64
+NO_HEADERS: Mapping[str, str] = {}
 
 
 class CardChannel:
@@ -55,6 +59,8 @@ class CardChannel:
         sealer: Sealer,
     ) -> None:
         self._transport = transport
+        self._replica = replica
+        self._interval = reef.settings.reef_config.presence_interval
         self._keeper = keeper
         self._sealer = sealer
         self.topic = join(reef.namespace, "@keys")
@@ -68,16 +74,20 @@ class CardChannel:
         self._announcing: set[bytes] = set()
         """Those that are on their way to the broker."""
         self._heard = 0
-        self._epochs: dict[bytes, int] = {}
+        self._cards: dict[bytes, bytes] = {}
+        """Agent id -> the newest card that was believed."""
+        self._known: dict[bytes, str] = {}
+        """These cards -> whose they are: one that is said again need not be checked again."""
         self._statuses: OrderedDict[bytes, None] = OrderedDict()
         """Status lists that were heard: who comes later is to know them, too."""
-        self._owed: dict[bytes, asyncio.TimerHandle] = {}
-        self._answered: OrderedDict[bytes, float] = OrderedDict()
+        self._answers = CardAnswers(self._answer)
         self._asked: OrderedDict[str, int] = OrderedDict()
         self._echoes: dict[bytes, asyncio.Future[None]] = {}
         self._bucket = Bucket(REFUSED, sealer.now())
         self._sending: set[asyncio.Task[Any]] = set()
-        self._started = False
+        self._rounds: asyncio.Task[None] | None = None
+        self._at_work = False
+        """Whether it speaks: from :meth:`start` to :meth:`leave`."""
         self.names: set[str] = set()
         """The names that this Reef answers for; the keyring may have others', too."""
 
@@ -85,7 +95,8 @@ class CardChannel:
 
     async def start(self) -> None:
         """Publish our cards, ask for all others, and wait until those had time to come in."""
-        self._started = True
+        self._at_work = True
+        self._rounds = asyncio.create_task(self._keep_saying(), name="praval:cards")
         await self.changed()
         await self._say(key_channel.query())
         try:
@@ -121,7 +132,7 @@ class CardChannel:
 
     async def changed(self) -> None:
         """Publish those of our cards that are new; return when that is done, or given up."""
-        if not self._started:
+        if not self._at_work:
             return  # start() will
         await asyncio.gather(*(self._announce(name) for name in await self._unsaid()))
 
@@ -140,21 +151,37 @@ class CardChannel:
         if card not in self._announcing:
             self._announcing.add(card)
             try:
-                if await self._say(card):
+                if await self._say(card, {REPLICA: self._replica}):
                     self._said[name] = card  # else the next tick tries again
             finally:
                 self._announcing.discard(card)
 
     async def leave(self) -> None:
-        """Say nothing any more. Cards stay good: the broker keeps what is sealed to them."""
-        for timer in self._owed.values():
-            timer.cancel()
+        """Say so, then nothing any more.
+
+        Cards stay good: the broker keeps what is sealed to them.
+        """
+        was_at_work, self._at_work = self._at_work, False
+        self._answers.close()
+        if self._rounds is not None:
+            self._rounds.cancel()
+            await asyncio.wait([self._rounds])
+        if was_at_work:
+            goodbye = {REPLICA: self._replica, LEAVES: "1"}
+            await asyncio.gather(*(self._say(card, goodbye) for card in self._said.values()))
         if self._keeper.is_shared:
             await self._remember()
         for task in self._sending:
             task.cancel()
         if self._sending:
             await asyncio.wait(self._sending)
+
+    async def _keep_saying(self) -> None:
+        """Say our cards again and again, so that others know that we are at work."""
+        while True:
+            await asyncio.sleep(self._interval)
+            for card in list(self._said.values()):
+                await self._say(card, {REPLICA: self._replica})
 
     async def _remember(self) -> None:
         """Let the store have the cards that came in since the last look."""
@@ -172,6 +199,9 @@ class CardChannel:
             if not echo.done():
                 echo.set_result(None)
             return
+        if (name := self._known.get(data)) is not None:
+            self._take_again(name, data, delivery.headers)
+            return
         now = self._sealer.now()
         if not self._bucket.take(now, 0):
             return  # a flood; cards are said again
@@ -179,7 +209,7 @@ class CardChannel:
             heard = await self._hear(data, now)
         except CardError as error:
             self._bucket.take(now)
-            self._report(error.code, f"On the channel of keys: {error}", len(data))
+            self._report(error, len(data))
             return
         if heard is None:
             return
@@ -189,9 +219,10 @@ class CardChannel:
                 self._statuses.popitem(last=False)
         if heard.card is not None:
             self._take(heard.card, data)
+            self._take_again(heard.card.name, data, delivery.headers)
         elif heard.kind == "query":
             for answer in (*heard.answers, *(self._statuses if heard.answers else ())):
-                self._owe(answer)
+                self._answers.owe(answer, own=answer in self._said.values())
 
     async def _hear(self, data: bytes, now: int) -> key_channel.Heard | None:
         await self._keeper.ready()
@@ -215,13 +246,26 @@ class CardChannel:
             return None
 
     def _take(self, known: KnownCard, data: bytes) -> None:
-        if (timer := self._owed.pop(data, None)) is not None:
-            timer.cancel()  # somebody else has said it
+        """Take a card that is believed."""
         self._heard += 1
-        if self._epochs.get(known.agent_id, -1) < known.card.epoch:
-            self._epochs[known.agent_id] = known.card.epoch
+        before = self._cards.get(known.agent_id)
+        if before != data:
+            self._known.pop(before or b"", None)
+            self._cards[known.agent_id] = data
+            self._known[data] = known.name
             self.presence.changed()
             self.believed(known)
+
+    def _take_again(self, name: str, data: bytes, headers: Mapping[str, str]) -> None:
+        """Note that somebody says a card that is believed: its own host, or another."""
+        self._answers.said(data)
+        replica = headers.get(REPLICA)
+        if replica is None or len(replica) > LONGEST_REPLICA:
+            return
+        if LEAVES in headers:
+            self.presence.left(name, replica)
+        else:
+            self.presence.said(name, replica)
 
     # -- what goes out -------------------------------------------------------------------
 
@@ -256,38 +300,27 @@ class CardChannel:
         if heard.card is not None:
             self._take(heard.card, data)
 
-    def _owe(self, data: bytes) -> None:
-        if data in self._owed:
-            return
-        loop = asyncio.get_running_loop()
-        own = data in self._said.values() or data in self._announcing
-        last = self._answered.get(data, -OTHERS_EVERY)
-        wait = 0.0 if own else random.uniform(0.05, 0.2)
-        wait = max(wait, last + (OWN_EVERY if own else OTHERS_EVERY) - loop.time())
-        self._owed[data] = loop.call_later(wait, self._pay, data)
-
-    def _pay(self, data: bytes) -> None:
-        self._owed.pop(data, None)
-        self._answered.pop(data, None)
-        self._answered[data] = asyncio.get_running_loop().time()
-        if len(self._answered) > REMEMBERED:
-            self._answered.popitem(last=False)
-        self._send_soon(data)
+    def _answer(self, data: bytes) -> None:
+        own = data in self._said.values()
+        self._soon(self._say(data, {REPLICA: self._replica} if own else NO_HEADERS))
 
     def _send_soon(self, data: bytes) -> None:
         self._soon(self._say(data))
 
     def _soon(self, work: Coroutine[Any, Any, object]) -> None:
+        if not self._at_work:
+            work.close()
+            return
         task = asyncio.get_running_loop().create_task(work)
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
 
-    async def _say(self, data: bytes) -> bool:
+    async def _say(self, data: bytes, headers: Mapping[str, str] = NO_HEADERS) -> bool:
         """Publish; whether the broker has it."""
         try:
             async with asyncio.timeout(PATIENCE):
                 await self._transport.publish(
-                    self.topic, data, headers={"content-type": CONTENT_TYPE}
+                    self.topic, data, headers={"content-type": CONTENT_TYPE, **headers}
                 )
         except (PravalError, TimeoutError) as error:
             log.warning("a card or query was not published: %s", str(error) or "time-out")
@@ -305,6 +338,9 @@ class CardChannel:
         finally:
             self._echoes.pop(marker, None)
 
-    def _report(self, code: SealCode, text: str, size: int = 0, *, grave: bool = False) -> None:
-        event = SecurityEvent(code, self._sealer.now() / 1000, text, size=size, grave=grave)
-        self._sealer.events.report(event)
+    def _report(self, error: CardError, size: int) -> None:
+        text = f"On the channel of keys: {error}"
+        event = SecurityEvent(error.code, self._sealer.now() / 1000, text, size=size)
+        # an older card is what somebody says who has not heard the newest one yet
+        passing = error.code in (SealCode.STALE_CARD, SealCode.NOT_YET_VALID)
+        self._sealer.events.report(event, passing=passing)

@@ -1,12 +1,15 @@
-"""Presence from cards: who can be reached, as far as unexpired cards say.
+"""Presence from cards: who can be reached, and who is at work.
 
-A card tells what an agent hears, and nothing of hosts: those are nobody's business on a broker that
-is not trusted. An agent whose host is away for a while is here still; the broker keeps its spores.
+A card tells what an agent hears, and is good for days: what is sealed to it waits at the broker
+while its host is away. A Reef says the cards of its agents again every ``presence_interval``, with
+its replica's id beside them; whose card was not said by its own host for three intervals is taken
+for away, and nobody waits for its receipts. That id is a hint of whoever published, signed by
+nobody: it decides about resends and back-pressure, and about nothing that a broker could not do by
+itself.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Set
 from typing import TYPE_CHECKING
 
@@ -14,27 +17,45 @@ from praval.core.key_keeper import PROCESS, KeyKeeper
 from praval.core.presence import AgentPresence, Presence, announcement
 from praval.core.spore import Header
 from praval.core.topics import decode_segment, join
-from praval.errors import CardError, TopicError
+from praval.errors import TopicError
 
 if TYPE_CHECKING:
     from praval.core.reef import Reef
 
 MOST_ANSWERS = 4096
+MOST_REPLICAS = 100
+"""Replicas of one name that are remembered."""
 
 
 class CardPresence(Presence):
     """See the module."""
 
     def __init__(self, reef: Reef, keeper: KeyKeeper, replica: str) -> None:
-        super().__init__(1.0)
+        super().__init__(reef.settings.reef_config.presence_interval)
         self._reef = reef
         self._keeper = keeper
         self._replica = replica
+        self._alive: dict[str, dict[str, float]] = {}
+        """Name -> replica -> when its card was said there, on a monotonic clock."""
         self._answers: dict[tuple[str, str | None], frozenset[str]] = {}
 
     def changed(self) -> None:
         """Cards came, or may have expired."""
         self._answers.clear()
+
+    def said(self, name: str, replica: str) -> None:
+        """The host of a name says its card; what it says was believed."""
+        replicas = self._alive.setdefault(name, {})
+        if replicas.pop(replica, None) is None:
+            self._answers.clear()
+        replicas[replica] = self._clock()
+        if len(replicas) > MOST_REPLICAS:
+            del replicas[next(iter(replicas))]  # the one not heard of for longest
+
+    def left(self, name: str, replica: str) -> None:
+        """The host of a name says that it leaves."""
+        if self._alive.get(name, {}).pop(replica, None) is not None:
+            self._answers.clear()
 
     def agents(self) -> list[AgentPresence]:
         """See :class:`Presence`."""
@@ -43,50 +64,46 @@ class CardPresence(Presence):
         here.hear(announcement(reef, self._replica))
         found = here.agents()
         for known in self._keeper.keyring.directory.known(self._now()):
-            if known.name.startswith(PROCESS) or known.name in reef.runners:
-                continue
             channels = tuple(filter(None, map(self._channel, known.card.subscriptions)))
-            if channels:
-                seen = known.card.issued / 1000
-                replica = known.agent_id.hex()
+            if known.name.startswith(PROCESS) or not channels:
+                continue
+            for replica in self.hosts_of(known.name) - {self._replica}:
+                seen = self._reef.clock() - (self._clock() - self._alive[known.name][replica])
                 found.append(AgentPresence(known.name, "", 0, replica, channels, None, seen))
         return sorted(found, key=lambda each: (each.name, each.host, each.pid))
 
     def receivers(self, header: Header) -> frozenset[str]:
         """See :class:`Presence`; types are in no card, so all that hear the channel count."""
         if header.to_agent is not None:
-            return frozenset((header.to_agent,)) & self.names()
+            return frozenset((header.to_agent,)) if self.hosts_of(header.to_agent) else frozenset()
         question = (header.channel, header.from_agent)
         found = self._answers.get(question)
         if found is None:
             topic = join(self._reef.namespace, header.channel)
             reached, _ = self._keeper.keyring.directory.recipients(topic, self._now())
-            found = frozenset(each.name for each in reached) - {header.from_agent or ""}
+            names = {each.name for each in reached} - {header.from_agent or ""}
+            found = frozenset(filter(self.hosts_of, names))
             if len(self._answers) >= MOST_ANSWERS:
                 self._answers.clear()
             self._answers[question] = found
         return found
 
     def hosts_of(self, name: str) -> Set[str]:
-        """See :class:`Presence`: who that is, if it can be reached at all."""
-        hosts = set()
-        if name in self._reef.runners:
-            hosts.add(self._replica)
-        if name not in self._keeper.keyring.names or self._keeper.is_shared:
-            with contextlib.suppress(CardError):  # nobody can seal to it now
-                hosts.add(self._keeper.keyring.directory.card(name, self._now()).agent_id.hex())
-        return hosts
+        """See :class:`Presence`."""
+        oldest = self._clock() - self._patience
+        hosts = {replica for replica, at in self._alive.get(name, {}).items() if at >= oldest}
+        return hosts | {self._replica} if name in self._reef.runners else hosts
 
     def is_here(self, replica: str) -> bool:
-        """See :class:`Presence`; no card tells, so whoever asked is taken to wait still."""
-        return True
+        """See :class:`Presence`."""
+        return any(replica in self.hosts_of(name) for name in self._alive)
 
     def lacks(self, replica: str, name: str) -> bool:
         """See :class:`Presence`."""
-        return False
+        return replica not in self.hosts_of(name)
 
     def names(self) -> Set[str]:
-        """See :class:`Presence`."""
+        """See :class:`Presence`; whoever can be reached, at work or not."""
         known = self._keeper.keyring.directory.known(self._now())
         return {each.name for each in known if not each.name.startswith(PROCESS)}
 

@@ -24,6 +24,7 @@ from praval.errors import (
     RequestTimeoutError,
     SealCode,
 )
+from praval.settings import merge
 from tests.core.hosts import listener, unacknowledged, until
 from tests.core.sealed_hosts import CANARY, Root, brisk, now, outsider, reopened, stored
 
@@ -617,13 +618,46 @@ async def test_a_receipt_that_never_comes_is_an_unknown_outcome(url: str) -> Non
     ):
         async with Reef(deaf("a"), transport=url, security=gone):
             pass
-        await until(lambda: bridge(sender).is_present("a"), "its card is known")
+        assert "a" in bridge(sender).presence.names()
         await sender.send("a", {"n": 1}, ttl=0.2)
         await sender.wait_idle(5)
         assert sender.ledger().reasons["no receipt in its time to live; it may have been handled"]
         await until(
             lambda: bridge(sender).security()["receipts"].get("outcome_unknown"), "it was counted"
         )
+
+
+async def test_who_is_away_is_sealed_to_but_nobody_waits_for_its_receipts(url: str) -> None:
+    root, heard = Root(), list[Any]()
+    away = root.keyring("away")
+    settings = merge(brisk(), {"reef_config": {"unreceipted_capacity": 3}})
+    async with Reef(transport=url, security=root.keyring("@desk"), settings=settings) as sender:
+        async with Reef(deaf("away"), transport=url, security=away):
+            assert bridge(sender).is_present("away")
+            assert [(each.name, each.channels) for each in sender.agents()] == [
+                ("away", ("main", "away_channel"))
+            ]
+        await until(lambda: not bridge(sender).is_present("away"), "it has left")
+        for n in range(10):  # more than may wait for receipts
+            await sender.broadcast({"n": n})
+        await sender.wait_idle(5)
+        async with Reef(listener("away", heard), transport=url, security=away):
+            await until(lambda: len(heard) == 10, "what was sealed to it meanwhile is handled")
+            assert bridge(sender).is_present("away")
+
+
+async def test_a_host_that_falls_silent_is_taken_for_away(url: str) -> None:
+    root = Root()
+    settings = merge(brisk(), {"reef_config": {"presence_interval": 0.05}})
+    async with (
+        Reef(transport=url, security=root.keyring("@desk"), settings=settings) as sender,
+        Reef(deaf("a"), transport=url, security=root.keyring("a"), settings=settings) as reef,
+    ):
+        await until(lambda: bridge(sender).is_present("a"), "it is there")
+        cards = bridge(reef).cards
+        assert cards._rounds is not None
+        cards._rounds.cancel()
+        await until(lambda: not bridge(sender).is_present("a"), "it is missed")
 
 
 async def test_a_receipt_says_that_a_spore_is_dead(url: str) -> None:
