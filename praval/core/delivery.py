@@ -95,6 +95,10 @@ class Wire:
     journal_prefix = ""
     """In front of the receiver's name in the journal."""
 
+    def journal_id(self, spore_id: str) -> str:
+        """Return what the journal calls the spore."""
+        return spore_id
+
     @property
     def sender(self) -> str | None:
         """The name that has signed it, if it was sealed."""
@@ -129,6 +133,11 @@ class Posted(msgspec.Struct, eq=False):
     """What the attempt before this one raised."""
     wire: Wire | None = None
     """Its tie to a transport, if it came from one or goes to one."""
+
+    @property
+    def journal_id(self) -> str:
+        """What the journal calls the spore."""
+        return self.header.id if self.wire is None else self.wire.journal_id(self.header.id)
 
     def journal_name(self, receiver: str) -> str:
         """Return the name under which the journal keeps its delivery to a receiver."""

@@ -196,7 +196,7 @@ class Ledger(Tally):
             return
         with contextlib.suppress(JournalError):  # it is dead: the Reef is told when it next begins
             self._dead_rows[letter.id] = self.journal.bury(
-                posted.header.id,
+                posted.journal_id,
                 posted.journal_name(runner.name),
                 reason.value,
                 letter.error,
@@ -226,7 +226,7 @@ class Ledger(Tally):
                 receiver.accepted(spore)
         try:
             name = posted.journal_name(runner.name)
-            mark = journal.settle(posted.header.id, name, outcome.name.lower(), rows)
+            mark = journal.settle(posted.journal_id, name, outcome.name.lower(), rows)
         except JournalError as error:  # it is dead: the Reef will be told when it next begins
             mark = self.loop.create_future()
             mark.set_exception(error)
@@ -326,4 +326,4 @@ class Ledger(Tally):
 
 
 def _letter_id(posted: Posted, runner: AgentRunner) -> str:
-    return f"{posted.header.id}:{runner.name}"
+    return f"{posted.journal_id}:{runner.name}"

@@ -366,7 +366,7 @@ class AgentRunner:
             if journal is not None:
                 # the mark of the one before was written first: one commit serves both
                 name = posted.journal_name(self.name)
-                await journal.begin(posted.header.id, name, posted.attempt)
+                await journal.begin(posted.journal_id, name, posted.attempt)
         except BaseException:
             if self.gone is None or self._stays(posted, self.gone):
                 self.mailbox.put_back(posted)  # it never began: it still waits

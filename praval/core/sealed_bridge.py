@@ -29,7 +29,7 @@ from praval.core.replay import Begun, Key
 from praval.core.sealed_gate import Gate
 from praval.core.sealed_inbox import SealedInbox
 from praval.core.sealed_receipts import Settled
-from praval.core.sealed_wire import SealedInbound
+from praval.core.sealed_wire import SealedInbound, journal_id
 from praval.core.sealer import Arrival, Sealer
 from praval.core.security_events import SecurityEvent, SecurityEvents
 from praval.core.spore import DEFAULT_PRIORITY, SporeType
@@ -234,7 +234,7 @@ class SealedBridge(Bridge):
             raise GiveBack from error
         if inbound.returned:
             if runner.gone is None:  # its handler has cancelled its own task
-                self._attempts[posted.header.id, runner.name] = posted.attempt
+                self._attempts[journal_id(key), runner.name] = posted.attempt
             raise GiveBack
         self._audit(inbound.committed, arrival.opened.message, runner.name)
         self._sealed_inbox.owe(arrival, inbound.committed, runner.name)
@@ -287,7 +287,7 @@ class SealedBridge(Bridge):
         # the broker counts deliveries, the memory leases: what both have seen was begun and died
         posted.attempt = min(posted.attempt, begun.attempt)
         try:
-            fresh = await self._is_new((posted.header.id, runner.name), posted)
+            fresh = await self._is_new((journal_id(key), runner.name), posted)
         except BaseException:
             inbound.give_up()
             raise

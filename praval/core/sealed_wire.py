@@ -17,6 +17,11 @@ from praval.errors import JournalError, PravalError
 DEAD = (Outcome.FAILED, Outcome.EXPIRED, Outcome.REJECTED, Outcome.CANCELLED)
 
 
+def journal_id(key: Key) -> str:
+    """Return what the journal calls a spore of a sender."""
+    return f"{key.sender.hex()}-{key.spore.hex()}"
+
+
 class SealedInbound(Inbound):
     """A sealed spore at work for one agent: its end is committed, whoever waits for it or not.
 
@@ -54,6 +59,10 @@ class SealedInbound(Inbound):
     def committed(self) -> Committed:
         """What is told to its sender."""
         return "dead" if self.outcome in DEAD else "handled"
+
+    def journal_id(self, spore_id: str) -> str:
+        """See :class:`Inbound`; of its sender's, for others may use the same id on purpose."""
+        return journal_id(self.key)
 
     def release(self) -> None:
         """See :class:`Inbound`."""

@@ -747,6 +747,57 @@ async def test_a_receiver_with_a_journal_handles_and_forgets(url: str, tmp_path:
     assert sorted(heard) == [("a", n) for n in range(20)]
 
 
+@pytest.mark.parametrize("with_journal", [False, True])
+async def test_a_peer_that_uses_the_id_of_anothers_spore_first_suppresses_nothing(
+    url: str, tmp_path: Path, with_journal: bool
+) -> None:
+    root, heard = Root(), list[Any]()
+    journal = tmp_path / "a.sqlite" if with_journal else None
+    async with (
+        Reef(listener("a", heard), transport=url, security=root.keyring("a"), journal=journal),
+        Reef(transport=url, security=root.keyring("@mole"), settings=brisk()) as mole,
+        Reef(transport=url, security=root.keyring("@desk"), settings=brisk()) as sender,
+    ):
+        foreseen = "ab" * 16
+        await mole.publish(Spore.create({"n": "junk"}, id=foreseen, to_agent="a"))
+        await mole.wait_idle(5)
+        await sender.publish(Spore.create({"n": 1}, id=foreseen, to_agent="a"))
+        await sender.wait_idle(5)
+    assert heard == [("a", "junk"), ("a", 1)]
+
+
+async def test_a_dead_letter_of_a_sealed_spore_survives_and_is_replayed(
+    url: str, tmp_path: Path
+) -> None:
+    root, heard, broken = Root(), list[Any](), [True]
+    folder = await asyncio.to_thread(stored, tmp_path / "keys", root.keyring("a", "@host"))
+
+    @agent("a")
+    async def fragile(spore: Spore) -> None:
+        if broken:
+            raise ValueError("broken")
+        heard.append((spore.knowledge["n"], "replay_of" in spore.headers))
+
+    async def host() -> Reef:
+        store = await asyncio.to_thread(reopened, folder)
+        return Reef(
+            fragile, transport=url, security=store, journal=tmp_path / "a.sqlite", settings=brisk()
+        )
+
+    async with Reef(transport=url, security=root.keyring("@desk"), settings=brisk()) as sender:
+        async with await host() as reef:
+            await sender.send("a", {"n": 1})
+            await sender.wait_idle(5)
+            assert [letter.agent for letter in reef.dead_letters()] == ["a"]
+        broken.clear()
+        async with await host() as reef:
+            (letter,) = reef.dead_letters()
+            await reef.replay(letter.id)
+            await reef.wait_idle(5)
+            assert reef.dead_letters() == []
+    assert heard == [(1, True)]
+
+
 # -- clocks ----------------------------------------------------------------------------------
 
 
