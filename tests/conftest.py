@@ -24,6 +24,7 @@ pytest_plugins = ["tests.servers.plugin"]
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
+THREADS = ("praval-worker", "praval-journal", "praval-replay")
 PATIENCE = 2.0
 """Real seconds that a thread which was told to end may take for it."""
 
@@ -166,7 +167,7 @@ def _nothing_left(_isolated: None) -> Iterator[None]:
     left = [repr(entry.reef) for entry in default._defaults.values()]
     deadline = time.monotonic() + PATIENCE
     for thread in threading.enumerate():
-        if thread not in before and thread.name in ("praval-worker", "praval-journal"):
+        if thread not in before and thread.name in THREADS:
             thread.join(max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
                 left.append(f"thread {thread.name}")

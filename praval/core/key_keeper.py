@@ -17,7 +17,7 @@ from praval.core.keys import Keyring
 from praval.core.replay import Replay
 from praval.core.replay_tables import MemoryTable
 from praval.core.replay_writer import DirectCaller, ReplayCaller, ReplayWriter
-from praval.errors import ConfigurationError
+from praval.errors import ConfigurationError, KeyringError
 
 T = TypeVar("T")
 
@@ -54,6 +54,8 @@ Security: TypeAlias = Keyring | SecureStore
 
 _tables: WeakKeyDictionary[Keyring, MemoryTable] = WeakKeyDictionary()
 """Replay memory of keyrings in memory: Reefs that share the keys share it, too."""
+_in_use: set[int] = set()
+"""Stores whose replay memory is open in a Reef, by identity."""
 
 
 def check_security(security: object) -> None:
@@ -132,7 +134,14 @@ class KeyKeeper:
             ReplayError, KeyringError: it cannot be used with these keys.
         """
         if self._store is not None:
-            return self._store.replay()
+            if id(self._store) in _in_use:
+                raise KeyringError(
+                    "This key store is at work in another Reef. Open it once more for this one: "
+                    "replicas share the folder, not the object."
+                )
+            replay = self._store.replay()
+            _in_use.add(id(self._store))
+            return replay
         keyring = self.keyring
         table = _tables.setdefault(keyring, MemoryTable(keyring.instance))
         return Replay(
@@ -145,6 +154,7 @@ class KeyKeeper:
     def close_replay(self) -> None:
         """Close it; blocks."""
         if self._store is not None:
+            _in_use.discard(id(self._store))
             self._store.close()
 
 

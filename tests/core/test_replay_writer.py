@@ -37,14 +37,13 @@ class Watched(Replay):
 @asynccontextmanager
 async def opened(path: Path, lease: float = 60) -> AsyncIterator[tuple[ReplayWriter, Watched]]:
     writer, made = ReplayWriter(lease), list[Watched]()
-    table: list[SQLiteTable] = []
+    table = await asyncio.to_thread(SQLiteTable.open, path / "replay.db", instance=INSTANCE)
 
     def make() -> Replay:
-        table.append(SQLiteTable.open(path / "replay.db", instance=INSTANCE))
-        made.append(Watched(table[0], instance=INSTANCE, key=bytes(32)))
+        made.append(Watched(table, instance=INSTANCE, key=bytes(32)))
         return made[0]
 
-    await writer.open(make, lambda: table[0].close())
+    await writer.open(make, table.close)
     try:
         yield writer, made[0]
     finally:

@@ -321,6 +321,17 @@ async def test_replicas_that_share_a_store_handle_a_spore_once(url: str, tmp_pat
     assert sorted(heard) == [("a", n) for n in range(20)]
 
 
+async def test_a_store_that_is_open_serves_one_reef(url: str, tmp_path: Path) -> None:
+    folder = await asyncio.to_thread(stored, tmp_path / "keys", Root().keyring("a"))
+    store = await asyncio.to_thread(reopened, folder)
+    async with Reef(deaf("a"), transport=url, security=store):
+        with pytest.raises(KeyringError, match="Open it once more"):
+            async with Reef(deaf("a"), transport=url, security=store):
+                pass
+    async with Reef(deaf("a"), transport=url, security=store):
+        pass  # one after the other may
+
+
 async def test_a_replica_learns_of_keys_that_another_one_has_renewed(
     url: str, tmp_path: Path
 ) -> None:
