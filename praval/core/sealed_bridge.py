@@ -161,8 +161,8 @@ class SealedBridge(Bridge):
             TransportError: see :meth:`MessageTransport.publish`.
         """
         header = posted.header
-        wants_inbox = receipt or header.spore_type is SporeType.REQUEST
-        inbox = self.inbox.topic if wants_inbox else None
+        # also where no receipt is awaited now: sealed again later, it must have the same content
+        inbox = None if header.spore_type is SporeType.RESPONSE else self.inbox.topic
         message = self.sealer.message(header, posted.raw, self._topic(header), inbox)
         await self.keeper.ready()
         try:

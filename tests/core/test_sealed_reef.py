@@ -671,6 +671,21 @@ async def test_a_host_that_falls_silent_is_taken_for_away(url: str) -> None:
         await until(lambda: not bridge(sender).is_present("a"), "it is missed")
 
 
+async def test_a_spore_is_the_same_whether_receipts_are_awaited_or_not(url: str) -> None:
+    """The outbox may await them after a restart, and not before; copies must not look forged."""
+    root, heard = Root(), list[Any]()
+    async with (
+        Reef(listener("a", heard), transport=url, security=root.keyring("a")) as reef,
+        Reef(transport=url, security=root.keyring("@desk"), settings=brisk()) as sender,
+    ):
+        posted = sender.publisher.compose({"n": 1}, "main")
+        for receipt in (False, True):
+            await bridge(sender).publish(posted, receipt=receipt, resent=receipt)
+        await until(lambda: reef.ledger().duplicate, "the copy was known")
+        assert "replay" not in refused(reef)
+    assert heard == [("a", 1)]
+
+
 async def test_a_receipt_says_that_a_spore_is_dead(url: str) -> None:
     root = Root()
     async with (
