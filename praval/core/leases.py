@@ -56,6 +56,8 @@ class Leases:
                 key, arrival.content, created=message.created, expires=message.expires, now=now
             )
         )
+        if beginning.done():  # a memory that does not block
+            return beginning.result()
         try:
             return await asyncio.shield(beginning)
         except asyncio.CancelledError:

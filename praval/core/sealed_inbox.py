@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from praval.core.outbox import Outbox
 
 
+LINGER = 0.005
+"""Seconds for which receipts are gathered: one envelope tells of many spores."""
+
+
 class Owed(NamedTuple):
     """What a receiver has to tell a sender of one spore."""
 
@@ -60,12 +64,15 @@ class SealedInbox:
         self._take_in = take_in
         self._take_reply = take_reply
         self._receipts: NoteDesk[Owed] = NoteDesk(self._send_receipts, insists=True)
+        self._gathered: list[tuple[str, Owed]] = []
+        """Inboxes, and what is to be told there in a moment."""
 
     def start(self, at_work: Mapping[Key, Inbound]) -> None:
         """See :class:`praval.core.inbox.Inbox`; leases are renewed by the bridge."""
 
     async def aclose(self, seconds: float) -> None:
         """Send the receipts that are owed, ``seconds`` at most."""
+        self._flush()
         await self._receipts.aclose(seconds)
 
     async def receive(self, delivery: Delivery) -> None:
@@ -92,7 +99,14 @@ class SealedInbox:
             receipt = sealer.receipt([owed.told], owed.sender, self.topic, receiver)
             self._settle(sealer.take_own(receipt, sealer.keyring.get(receiver).agent_id))
         else:
-            self._receipts.owe(arrival.inbox, owed)
+            if not self._gathered:
+                asyncio.get_running_loop().call_later(LINGER, self._flush)
+            self._gathered.append((arrival.inbox, owed))
+
+    def _flush(self) -> None:
+        gathered, self._gathered = self._gathered, []
+        for inbox, owed in gathered:
+            self._receipts.owe(inbox, owed)
 
     def _settle(self, news: Sequence[Settled]) -> None:
         for settled in news:

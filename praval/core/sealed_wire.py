@@ -109,7 +109,10 @@ class SealedInbound(Inbound):
             return
         outcome = self.committed
         commit = self._writer.call(lambda replay: replay.commit(key, fence, outcome))
-        commit.add_done_callback(self._committed)
+        if commit.done():  # a memory that does not block
+            self._committed(commit)
+        else:
+            commit.add_done_callback(self._committed)
 
     def _committed(self, commit: asyncio.Future[None]) -> None:
         error = commit.exception()

@@ -11,6 +11,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from praval.core.delivery import Posted
@@ -307,6 +308,7 @@ def _id_bytes(spore_id: str) -> bytes:
     return found
 
 
+@lru_cache(maxsize=4096)
 def _channel_of(topic: str) -> str:
     return decode_segment(topic.rpartition(".")[2])
 
