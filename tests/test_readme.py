@@ -44,11 +44,11 @@ def promised(block: str) -> list[str]:
 
 
 def test_the_blocks_are_found() -> None:
-    """Three scripts, one with models, one provider, one test: a new block needs a test here."""
-    assert [len(blocks) for blocks in (PLAIN, MODELS, PROVIDER, TESTS)] == [3, 1, 1, 1]
+    """Four scripts, one with models, one provider, one test: a new block needs a test here."""
+    assert [len(blocks) for blocks in (PLAIN, MODELS, PROVIDER, TESTS)] == [4, 1, 1, 1]
 
 
-@pytest.mark.parametrize("block", PLAIN, ids=["start_agents", "reef", "hosts"])
+@pytest.mark.parametrize("block", PLAIN, ids=["start_agents", "reef", "hosts", "sealed"])
 def test_a_script_prints_what_its_comments_say(block: str, tmp_path: Path) -> None:
     """Pasted into a file it runs, ends by itself, and prints that and nothing else."""
     (tmp_path / "script.py").write_text(block, encoding="utf-8")

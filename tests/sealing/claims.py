@@ -12,10 +12,13 @@ BEGIN, END = "<!-- claims -->\n", "<!-- /claims -->"
 
 CLAIMS: dict[str, tuple[str, ...]] = {
     "Nobody but the recipients reads a spore": (
+        "../core/test_sealed_reef.py::test_nothing_that_was_said_is_readable_on_the_bus",
+        "../examples/test_secure_deployment.py::test_nothing_comes_of_what_the_attacker_tries",
         "test_envelope.py::test_nothing_of_the_plaintext_is_in_the_envelope",
         "test_secure_spore.py::test_nobody_but_the_receiver_opens_it",
     ),
     "No bit of an envelope can be changed, no part cut off or exchanged": (
+        "../core/test_sealed_reef.py::test_edited_forged_and_moved_envelopes_change_nothing",
         "test_envelope.py::test_every_single_bit_that_is_flipped_is_noticed",
         "test_envelope.py::test_every_truncation_and_extension_is_noticed",
         "test_envelope.py::test_no_splice_of_two_good_envelopes_is_one",
@@ -49,15 +52,20 @@ CLAIMS: dict[str, tuple[str, ...]] = {
         "test_keys.py::test_who_steals_the_senders_keys_reads_nothing_at_all",
     ),
     "Rotation loses nothing that is under way": (
+        "../core/test_sealed_reef.py::test_keys_that_rotate_while_spores_fly_lose_nothing",
         "test_keys.py::test_a_thousand_rotations_lose_nothing_that_is_under_way",
     ),
     "Nothing is handled twice: not after a replay, a restart, or at another replica": (
         "test_adversary.py::test_a_broker_that_replays_and_reorders_changes_nothing",
         "test_replay.py::test_nothing_is_handled_twice_across_a_hundred_restarts",
         "test_replay.py::TestModel",
-        "test_key_store.py::test_replicas_that_share_a_store_handle_each_spore_once",
+        "test_shared_stores.py::test_replicas_handle_each_spore_once_also_after_a_restart",
+        "../core/test_sealed_reef.py::test_what_was_committed_is_known_after_a_restart",
+        "../core/test_sealed_reef.py::test_replicas_that_share_a_store_handle_a_spore_once",
     ),
     "A redelivery is no replay": (
+        "../core/test_sealed_reef.py::test_what_was_not_acknowledged_is_handled_by_another_process",
+        "test_shared_stores.py::test_what_a_killed_replica_had_begun_another_one_takes_when_its_lease_is_over",
         "test_replay.py::test_an_unacknowledged_duplicate_is_handled_after_its_handler_died",
         "test_adversary.py::test_a_crash_after_any_step_loses_nothing_and_commits_once",
         "test_adversary.py::test_a_resend_that_is_sealed_again_is_the_same_spore",
@@ -95,6 +103,20 @@ CLAIMS: dict[str, tuple[str, ...]] = {
         "test_key_store.py::test_a_key_file_that_is_open_to_others_is_refused",
         "test_key_store.py::test_no_link_is_followed",
         "test_key_store.py::test_a_process_that_dies_while_writing_leaves_the_old_file_or_the_new_one",
+    ),
+    "A journal of a sealed Reef is encrypted, and what was settled cannot be read any more": (
+        "../core/test_journal_box.py::test_a_sealed_reef_keeps_a_sealed_journal",
+        "../core/test_journal_box.py::test_the_key_of_a_day_is_erased_with_the_last_row_that_needs_it",
+        "../core/test_journal_box.py::test_a_row_does_not_pass_for_another",
+    ),
+    "No line of an audit log can be changed, removed, added or moved unnoticed": (
+        "../core/test_audit_log.py::test_every_byte_that_is_changed_is_noticed",
+        "../core/test_audit_log.py::test_lines_that_are_gone_doubled_moved_or_foreign_are_noticed",
+        "../core/test_audit_log.py::test_a_chain_that_was_made_anew_lacks_the_signature",
+        "../core/test_audit_log.py::test_a_log_that_was_cut_is_found_by_who_has_seen_more",
+    ),
+    "A server that keeps the keys of replicas learns none of them": (
+        "test_shared_stores.py::test_a_server_sees_no_key_no_content_and_no_name_it_needs_not",
     ),
     "No secret is logged, shown, pickled or raised": (
         "test_keys.py::test_no_secret_shows_in_a_repr_a_format_or_a_log",

@@ -22,7 +22,7 @@ def test_each_test_of_the_table_exists(test: str) -> None:
     """A renamed test takes its claim along."""
     file, _, name = test.partition("::")
     source = (DOCUMENT.parents[1] / "tests" / "sealing" / file).read_text()
-    assert re.search(rf"^(def {name}\(|{name} = )", source, re.M), test
+    assert re.search(rf"^((async )?def {name}\(|{name} = )", source, re.M), test
 
 
 def test_the_windows_in_the_document_are_those_of_the_code() -> None:
