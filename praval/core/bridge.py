@@ -98,6 +98,8 @@ class Bridge:
         """Held while an agent comes, or goes from one channel to another."""
         self._open: dict[Key, Inbound] = {}
         """What is being handled, or waits for it."""
+        self._following: set[asyncio.Task[None]] = set()
+        """They wait for the ends of handlings that were cut off from the broker."""
         self._attempts: dict[Key, int] = {}
         """Attempts that were begun and did not end, in earlier processes with this journal too."""
         self._handled: OrderedDict[Key, None] = OrderedDict()
@@ -150,6 +152,10 @@ class Bridge:
         if (gate := self._gates.pop(runner, None)) is not None:
             gate.set()
 
+    def is_starting(self, name: str) -> bool:
+        """Whether what comes in here for an agent waits for its start hooks."""
+        return any(runner.name == name for runner in self._gates)
+
     async def attach(self, runner: AgentRunner) -> None:
         """Let an agent hear its channels, or others than before; tell the others of it."""
         async with self._moving[runner]:
@@ -181,10 +187,10 @@ class Bridge:
 
     async def dismiss(self, runner: AgentRunner) -> None:
         """Let nothing more in for an agent that is removed; what is inside may finish."""
+        self.admit(runner)  # what waits for its start is given back
         await self._announcer.changed()
         await self._leave(runner)
         self._moving.pop(runner, None)
-        self.admit(runner)
 
     async def _leave(self, runner: AgentRunner) -> None:
         topics, handle = self._agents.pop(runner, ([], None))
@@ -225,6 +231,8 @@ class Bridge:
 
     async def close(self) -> None:
         """Send the notes that are owed, and hear no more. The transport is its owner's."""
+        for task in self._following:
+            task.cancel()
         await self.inbox.aclose(PATIENCE)
         ending = [self.transport.unsubscribe(each, patience=PATIENCE) for each in self._own]
         for error in await asyncio.gather(*ending, return_exceptions=True):
@@ -375,12 +383,14 @@ class Bridge:
         """See to it that it is handled once; return when that has ended.
 
         Raises:
+            GiveBack: its agent left before it began.
             JournalError: its beginning or its end could not be written down.
         """
         inbox = self._notes.wanting_receipt(delivery)
         inbound = self._open[key] = Inbound(inbox, self._reef.loop.time())
+        wanted = functools.partial(self._is_wanted, runner)
         try:
-            if inbox is not None and not await self._notes.is_ours(key, inbox, delivery):
+            if inbox is not None and not await self._notes.is_ours(key, inbox, delivery, wanted):
                 self._reef.books.count(posted, Outcome.DUPLICATE, Reason.ELSEWHERE)
                 inbound.refused = True
                 inbound.release()
@@ -395,8 +405,22 @@ class Bridge:
             if posted.wire is None or inbound.outcome is not None:
                 self._open.pop(key, None)
                 inbound.leave_off()
-            # else the callback was cancelled: it is at work still, and may come again
+            else:  # the callback was cancelled: it is at work still, and may come again
+                following = self._reef.loop.create_task(self._follow(key, inbound))
+                self._following.add(following)
+                following.add_done_callback(self._following.discard)
         return inbound
+
+    async def _follow(self, key: Key, inbound: Inbound) -> None:
+        """See to the end of what no callback waits for: whoever got it back is not to repeat it."""
+        try:
+            await inbound.ended()
+        except JournalError:
+            self._open.pop(key, None)  # it is to be handled again
+            return
+        self._close(key, inbound)
+        if inbound.inbox is not None and not inbound.returned and not inbound.refused:
+            self._notes.send_receipt(key, inbound.inbox)
 
     def _close(self, key: Key, inbound: Inbound) -> None:
         """It has ended, which is told by whoever waited for it."""

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 
 from praval.core.receipts import CLAIMS, Answer, Claims, Key, NoteDesk, encode
+from praval.core.transport import GiveBack
 from praval.core.wire import Inbound
 
 log = logging.getLogger("praval.claims")
@@ -54,8 +55,12 @@ class ClaimDesk:
         """Renew the claims for what is ``at_work``, from time to time."""
         self._renewals = asyncio.create_task(self._keep_renewing(at_work), name="praval:claims")
 
-    async def may_handle(self, inbox: str, key: Key) -> bool:
-        """Ask the sender of a spore whether to handle it; without any answer: yes."""
+    async def may_handle(self, inbox: str, key: Key, wanted: Callable[[], bool]) -> bool:
+        """Ask the sender of a spore whether to handle it; without any answer: yes.
+
+        Raises:
+            GiveBack: its agent takes nothing any more, it is not ``wanted``.
+        """
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._asked[key] = future
         try:
@@ -64,6 +69,8 @@ class ClaimDesk:
                 await asyncio.wait([future], timeout=ANSWER_WITHIN)
                 if future.done():
                     return future.result()
+                if not wanted():
+                    raise GiveBack
                 if not self._is_here(inbox):
                     break
         finally:

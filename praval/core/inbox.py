@@ -87,14 +87,20 @@ class Inbox:
         inbox = delivery.headers.get(receipts.HEADER)
         return inbox if inbox is not None and inbox.startswith(self._topics) else None
 
-    async def is_ours(self, key: Key, inbox: str, delivery: Delivery) -> bool:
-        """Whether no other replica handles it, nor has; its sender is asked if need be."""
+    async def is_ours(
+        self, key: Key, inbox: str, delivery: Delivery, wanted: Callable[[], bool]
+    ) -> bool:
+        """Whether no other replica handles it, nor has; its sender is asked if need be.
+
+        Raises:
+            GiveBack: it is not ``wanted`` any more.
+        """
         others = self._presence.hosts_of(key[1]) - {self._replica}
         if not others and delivery.attempt == 1 and receipts.RESENT not in delivery.headers:
             return True
         if inbox == self.topic:
             return self.outbox.claim(*key, self._replica)
-        return await self._claims.may_handle(inbox, key)
+        return await self._claims.may_handle(inbox, key, wanted)
 
     def send_receipt(self, key: Key, inbox: str) -> None:
         """Tell the sender that an agent is done with a spore."""

@@ -14,14 +14,16 @@ While it waits for receipts, a spore holds its ``key``: the next of that key is 
 
 from __future__ import annotations
 
-import asyncio
+import functools
 import logging
 import math
-from collections import Counter, OrderedDict, defaultdict
+from collections import OrderedDict
+from collections.abc import Callable
 from itertools import count
 from typing import TYPE_CHECKING
 
 from praval.core.agent import AgentDefinition, AgentOptions
+from praval.core.backlog import Backlog
 from praval.core.claims import LEASE
 from praval.core.context import current_posted
 from praval.core.delivery import OUTBOX, Ending, Outcome, Posted, Reason
@@ -99,13 +101,9 @@ class Outbox(AgentRunner):
         config = reef.settings.reef_config
         self._bridge = bridge
         self._resend_after = config.resend_after
-        self._most = config.unreceipted_capacity
+        self.backlog = Backlog(config.unreceipted_capacity)
         self._parcels: dict[str, Parcel] = {}
         self._numbers = count()
-        self._load: Counter[str] = Counter()
-        """Agent -> spores whose receipt from it is missing."""
-        self._publishers: defaultdict[str, list[asyncio.Future[None]]] = defaultdict(list)
-        """Agent -> publishers that wait until fewer are missing."""
         self._heard: dict[str, tuple[float, int]] = {}
         """Agent -> when its last receipt came, on the loop's clock, and its newest parcel."""
         self._receipted: OrderedDict[Key, None] = OrderedDict()
@@ -145,24 +143,30 @@ class Outbox(AgentRunner):
 
     def has_room(self, posted: Posted) -> bool:
         """See :class:`AgentRunner`; a receiver that is far behind leaves no room either."""
-        return self.mailbox.has_room() and self._overloaded(posted) is None
+        return self.mailbox.has_room() and self._in_the_way(posted) is None
 
     async def wait_for_room(self, posted: Posted) -> None:
         """See :class:`AgentRunner`."""
-        while self.gone is None and (name := self._overloaded(posted)) is not None:
-            future: asyncio.Future[None] = self.reef.loop.create_future()
-            self._publishers[name].append(future)
-            await future
+        name = self._in_the_way(posted)
+        while self.gone is None and name is not None:
+            await self.backlog.wait(name, functools.partial(self._waits_for, posted, name))
+            name = self._overloaded(posted)
         if self.gone is None and not self.mailbox.has_room():
             await super().wait_for_room(posted)
+
+    def _waits_for(self, posted: Posted, name: str) -> bool:
+        """Whether an agent is a receiver, still, whose receipts can come."""
+        receivers = self._bridge.expected_receivers(posted)
+        return name in receivers and not self._bridge.is_starting(name)
 
     def why_full(self, posted: Posted) -> str:
         """See :class:`AgentRunner`."""
         if (name := self._overloaded(posted)) is None:
             return super().why_full(posted)
         return (
-            f"{self._load[name]} spores wait for a receipt from agent {name!r}, the most that may: "
-            "it is away, or too slow. Slow down, or raise reef_config.unreceipted_capacity."
+            f"{self.backlog.missing[name]} spores wait for a receipt from agent {name!r}, the most "
+            "that may: it is away, or too slow. Slow down, or raise "
+            "reef_config.unreceipted_capacity."
         )
 
     def take_oldest(self, posted: Posted) -> Posted | None:
@@ -179,14 +183,20 @@ class Outbox(AgentRunner):
     def abandon(self, reason: Reason) -> None:
         """See :class:`AgentRunner`."""
         super().abandon(reason)
-        for name in list(self._publishers):
-            self._wake(name)
+        self.backlog.release()
 
     def _overloaded(self, posted: Posted) -> str | None:
         """Return a receiver of which too many receipts are missing."""
+        return self._first(posted, self.backlog.is_full)
+
+    def _in_the_way(self, posted: Posted) -> str | None:
+        """Return a receiver of which too many are missing, or for which other publishers wait."""
+        return self._first(posted, self.backlog.is_shut)
+
+    def _first(self, posted: Posted, holds: Callable[[str], bool]) -> str | None:
         for name in self._bridge.expected_receivers(posted):
-            if self._load[name] >= self._most:
-                return name
+            if holds(name) and not self._bridge.is_starting(name):
+                return name  # else it may be its start hook that publishes
         return None
 
     def _expect(self, posted: Posted) -> Parcel | None:
@@ -198,21 +208,8 @@ class Outbox(AgentRunner):
     def _new_parcel(self, posted: Posted, missing: set[str]) -> Parcel:
         parcel = Parcel(posted, missing, self._resend_after, next(self._numbers))
         self._parcels[posted.header.id] = parcel
-        self._load.update(missing)
+        self.backlog.more(missing)
         return parcel
-
-    def _miss_no_more(self, name: str) -> None:
-        """One receipt less of this agent is missing."""
-        self._load[name] -= 1
-        if not self._load[name]:
-            del self._load[name]
-        if self._load[name] <= self._most // 2:
-            self._wake(name)
-
-    def _wake(self, name: str) -> None:
-        for future in self._publishers.pop(name, ()):
-            if not future.done():
-                future.set_result(None)
 
     # -- sending -------------------------------------------------------------------------
 
@@ -304,15 +301,17 @@ class Outbox(AgentRunner):
     def received(self, spore_id: str, agent: str) -> None:
         """Take a receipt: this agent is done with that spore."""
         parcel = self._parcels.get(spore_id)
-        if parcel is None or agent not in parcel.missing:
+        if parcel is None:
             return  # a second receipt, or one for a spore that has expired here
-        parcel.missing.discard(agent)
-        self._miss_no_more(agent)
-        _, newest = self._heard.get(agent, (0.0, 0))
-        self._heard[agent] = (self.reef.loop.time(), max(newest, parcel.number))
         self._receipted[spore_id, agent] = None
         if len(self._receipted) > REMEMBERED:
             self._receipted.popitem(last=False)
+        if agent not in parcel.missing:
+            return  # a second one, or of an agent that was not known when the spore was sent
+        parcel.missing.discard(agent)
+        self.backlog.less(agent)
+        _, newest = self._heard.get(agent, (0.0, 0))
+        self._heard[agent] = (self.reef.loop.time(), max(newest, parcel.number))
         if not parcel.missing and (timer := self.delayed.pop(parcel.posted, None)) is not None:
             timer.cancel()
             self._settle(None, parcel.posted, Outcome.DELIVERED)
@@ -321,9 +320,10 @@ class Outbox(AgentRunner):
     def claim(self, spore_id: str, agent: str, replica: str) -> bool:
         """Decide whether a replica of an agent may handle a spore; if so, for ``LEASE`` seconds."""
         if (spore_id, agent) in self._receipted:
+            self.received(spore_id, agent)  # if it was published again: it is done with already
             return False
         parcel = self._parcels.get(spore_id)
-        if parcel is None:
+        if parcel is None or not self._is_receiver(parcel, agent):
             return True  # an earlier process has sent it, or it has expired: the receiver judges
         now = self.reef.loop.time()
         reconnects = self._bridge.transport.health().reconnects
@@ -334,6 +334,19 @@ class Outbox(AgentRunner):
         if holder != replica and until > now and not self._bridge.presence.lacks(holder, agent):
             return False
         parcel.claims[agent] = (replica, now + LEASE)
+        return True
+
+    def _is_receiver(self, parcel: Parcel, agent: str) -> bool:
+        """Whether a receipt of this agent is waited for.
+
+        It is from now on if the agent was not known when the spore was sent, or had no replicas:
+        else nobody would send the spore again to a replica that was refused.
+        """
+        if agent not in parcel.missing:
+            if not parcel.wanted or agent not in self._bridge.expected_receivers(parcel.posted):
+                return False
+            parcel.missing.add(agent)
+            self.backlog.more((agent,))
         return True
 
     # -- ending --------------------------------------------------------------------------
@@ -358,9 +371,11 @@ class Outbox(AgentRunner):
             self.lose(worker, posted, Outcome.EXPIRED, Reason.NOT_SENT, error)
 
     def _settle(self, worker: Worker | None, posted: Posted, outcome: Outcome) -> None:
-        if (parcel := self._parcels.pop(posted.header.id, None)) is not None:
+        parcel = self._parcels.get(posted.header.id)
+        if parcel is not None and parcel.posted.header is posted.header:  # not one of the same id
+            del self._parcels[posted.header.id]
             for name in parcel.missing:
-                self._miss_no_more(name)
+                self.backlog.less(name)
         super()._settle(worker, posted, outcome)
 
     @property

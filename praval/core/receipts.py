@@ -19,7 +19,12 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from praval.errors import MalformedSporeError, PravalError
+from praval.errors import (
+    MalformedSporeError,
+    PravalError,
+    TransportConnectionError,
+    TransportTimeoutError,
+)
 
 log = logging.getLogger("praval.receipts")
 
@@ -34,7 +39,7 @@ RECEIPTS, CLAIMS, ANSWERS = "receipts", "claims", "answers"
 MOST = 500
 """Notes in one message."""
 PATIENCE = 30.0
-"""Seconds for which a note that must arrive is sent again."""
+"""Seconds for which a note that must arrive is sent again, while there is a broker."""
 FIRST_DELAY, SLOWEST = 0.05, 0.5
 """Seconds before it is sent for the second time; the wait doubles up to the other."""
 
@@ -110,23 +115,26 @@ class NoteDesk(Generic[T]):
 
         Args:
             send: sends notes to an inbox; returns whether anybody reads it.
-            insists: keep trying, for ``PATIENCE`` seconds, when notes do not arrive: a broker or
-                a reader may be on its way back.
+            insists: keep trying when notes do not arrive, until there is a broker again, and then
+                for ``PATIENCE`` seconds: a reader may be on its way back, too.
         """
         self._send = send
         self._insists = insists
-        self._owed: dict[str, list[T]] = {}
+        self._closing = False
+        self._owed: dict[str, dict[T, None]] = {}
+        """Inbox -> notes in order; what is said again before it is sent is sent once."""
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def owe(self, inbox: str, note: T) -> None:
         """Send a note soon."""
-        self._owed.setdefault(inbox, []).append(note)
+        self._owed.setdefault(inbox, {})[note] = None
         if inbox not in self._tasks:
             self._tasks[inbox] = asyncio.get_running_loop().create_task(self._pay(inbox))
 
     async def _pay(self, inbox: str) -> None:
         try:
-            while owed := self._owed.pop(inbox, None):
+            while inbox in self._owed:
+                owed = list(self._owed.pop(inbox))
                 for start in range(0, len(owed), MOST):
                     await self._deliver(inbox, owed[start : start + MOST])
         finally:
@@ -140,6 +148,10 @@ class NoteDesk(Generic[T]):
                 if await self._send(inbox, notes):
                     return
                 why = "nobody reads that inbox"
+                if self._closing:
+                    deadline = 0.0
+            except (TransportConnectionError, TransportTimeoutError) as error:
+                why, deadline = str(error), loop.time() + PATIENCE
             except PravalError as error:
                 why = str(error)
             if not self._insists or loop.time() + delay > deadline:
@@ -149,7 +161,8 @@ class NoteDesk(Generic[T]):
             delay = min(2 * delay, SLOWEST)
 
     async def aclose(self, seconds: float) -> None:
-        """Send what is owed, ``seconds`` at most."""
+        """Send what is owed, ``seconds`` at most, and nothing again to who does not read it."""
+        self._closing = True
         if tasks := list(self._tasks.values()):
             _, late = await asyncio.wait(tasks, timeout=seconds)
             for task in late:

@@ -68,6 +68,75 @@ async def test_a_publisher_that_is_cancelled_while_it_waits_leaves_room(url: str
         assert [n for _, n in late] == [*range(ROOM), 99]
 
 
+async def test_each_receipt_lets_one_publisher_go_on(url: str) -> None:
+    """Also while older spores are still being handled."""
+    gate, go = asyncio.Event(), asyncio.Event()
+
+    @agent("worker", concurrent=True)
+    async def worker(spore: Spore) -> None:
+        await (gate if spore.knowledge["n"] < ROOM - 1 else go).wait()
+
+    async with (
+        Reef(worker, transport=url),
+        Reef(transport=url, settings=bounded()) as sender,
+    ):
+        await until(sender.agents, "the receiver is known")
+        for n in range(ROOM):
+            await sender.send("worker", {"n": n})
+        waiting = asyncio.ensure_future(sender.send("worker", {"n": ROOM}))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        go.set()  # one of ten ends
+        async with asyncio.timeout(5):
+            await waiting
+        gate.set()
+        await sender.wait_idle(5)
+
+
+async def test_nobody_waits_for_a_receiver_that_has_left(url: str) -> None:
+    """A broadcast is not for it any more."""
+
+    @agent("stuck", channel="main", concurrent=True)
+    async def stuck(spore: Spore) -> None:
+        await asyncio.Event().wait()
+
+    async with Reef(transport=url, settings=bounded(drain_timeout=0.01)) as sender:
+        receiver = Reef(stuck, transport=url, settings=quick(drain_timeout=0.01))
+        await receiver.__aenter__()
+        await until(sender.agents, "the receiver is known")
+        for n in range(ROOM):
+            await sender.broadcast({"n": n})
+        waiting = asyncio.ensure_future(sender.broadcast({"n": ROOM}))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        await receiver.aclose(drain=False)
+        async with asyncio.timeout(5):
+            await waiting
+
+
+async def test_waiting_publishers_leave_nothing_behind_and_cost_the_same_each(url: str) -> None:
+    """Cancelled or not, whatever their number."""
+    await make_group(url, "away")
+    async with Reef(transport=url, settings=bounded(drain_timeout=0.01)) as sender:
+        for n in range(ROOM):
+            await sender.send("away", {"n": n})
+        for n in range(5):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await sender.send("away", {"n": n})
+        assert not sender.bridge.outbox.backlog._lines  # type: ignore[union-attr]
+    heard: list[Any] = []
+    async with (
+        Reef(listener("here", heard, concurrent=True), transport=url),
+        Reef(transport=url, settings=bounded()) as sender,
+    ):
+        await until(sender.agents, "the receiver is known")
+        await asyncio.gather(*(sender.send("here", {"n": n}) for n in range(2000)))
+        await sender.wait_idle(20)
+        assert sorted(n for _, n in heard) == list(range(2000))
+        assert not sender.bridge.outbox.backlog.missing  # type: ignore[union-attr]
+
+
 async def test_the_overflow_policy_holds_for_receipts_too(url: str) -> None:
     """``reject`` raises and says which agent is behind; ``drop_oldest`` gives up the oldest."""
     await make_group(url, "away")
@@ -177,3 +246,37 @@ async def test_an_agent_that_is_added_later_starts_like_the_first(url: str) -> N
         with pytest.raises(RuntimeError, match="no database"):
             await reef.add(added)
         await until(lambda: heard == [("added", 1)], "it heard what its hook sent")
+
+
+async def test_a_start_hook_may_publish_more_than_has_room(url: str) -> None:
+    """It cannot wait for receipts of an agent that waits for it."""
+    heard: list[Any] = []
+    added = listener("added", heard)
+
+    @added.on_start
+    async def fill(reef: Reef) -> None:
+        for n in range(3 * ROOM):
+            await reef.send("added", {"n": n})
+
+    async with asyncio.timeout(10), Reef(added, transport=url, settings=bounded()) as reef:
+        await until(lambda: len(heard) == 3 * ROOM, "all were heard")
+        await reef.wait_idle(5)
+
+
+async def test_an_agent_can_be_removed_while_its_start_hook_hangs(url: str) -> None:
+    """What waits for it is given back."""
+    await make_group(url, "added")
+    async with Reef(transport=url, settings=quick(receipt="broker")) as sender:
+        await sender.send("added", {"n": 1})
+    added = listener("added", [])
+
+    @added.on_start
+    async def hang(reef: Reef) -> None:
+        await asyncio.Event().wait()
+
+    async with Reef(transport=url, settings=quick(drain_timeout=0.1)) as reef:
+        adding = asyncio.ensure_future(reef.add(added))
+        await until(lambda: reef.bridge and reef.bridge.is_starting("added"), "it is starting")
+        async with asyncio.timeout(5):
+            await reef.remove("added")
+        adding.cancel()

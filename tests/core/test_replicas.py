@@ -12,11 +12,14 @@ from typing import Any
 import pytest
 
 from praval import Reason, Reef, Spore, agent
-from praval.core import claims
+from praval.core import bridge as bridge_module
+from praval.core import claims, receipts
+from praval.core import outbox as outbox_module
 from praval.core.agent import AgentDefinition
 from praval.core.claims import ClaimDesk
 from praval.core.inbox import Inbox
 from praval.core.receipts import Answer, decode_claims
+from praval.errors import TransportConnectionError
 from tests.core.hosts import broken, listener, quick, until
 
 SPORES = 21
@@ -177,9 +180,149 @@ async def test_the_sender_grants_a_spore_to_one_replica_at_a_time(url: str) -> N
         sender.bridge.presence._depart("b")  # type: ignore[union-attr]
         assert outbox.claim(spore_id, "worker", "a"), "b has left"
         outbox._parcels.pop(spore_id)
-        outbox._load.clear()
+        outbox.backlog.missing.clear()
         outbox._receipted[spore_id, "worker"] = None
         assert not outbox.claim(spore_id, "worker", "a"), "it is done with"
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+async def test_a_spore_that_is_published_again_is_done_with_again(url: str, at_once: bool) -> None:
+    """Nobody handles it again, and nobody waits for receipts that will not come."""
+    heard: list[Any] = []
+    async with (
+        Reef(listener("worker", heard), transport=url) as first,
+        Reef(listener("worker", heard), transport=url) as second,
+        Reef(transport=url, settings=quick(receipt="receiver")) as sender,
+    ):
+        for reef in (first, second, sender):
+            await until(lambda reef=reef: len(reef.agents()) == 2, "both replicas are known")
+        spore = sender.publisher.compose({"n": 1}, "worker_channel", "worker").open()
+        if at_once:
+            await asyncio.gather(*(sender.publish(spore) for _ in range(3)))
+        else:
+            for _ in range(3):
+                await sender.publish(spore)
+                await sender.wait_idle(5)
+        await sender.wait_idle(5)
+        assert heard == [("worker", 1)]
+        assert sender.ledger().balanced
+
+
+async def test_a_handling_that_was_cut_off_from_the_broker_tells_its_end(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its agent moved, so no message waits for it; another replica is not to repeat it."""
+    monkeypatch.setattr(bridge_module, "PATIENCE", 0.05)
+    monkeypatch.setattr(claims, "RENEWAL", 0.02)
+    for module in (claims, outbox_module):
+        monkeypatch.setattr(module, "LEASE", 0.3)
+    gate, started = asyncio.Event(), asyncio.Event()
+    handled: list[Any] = []
+
+    @agent("worker", concurrent=True)
+    async def worker(spore: Spore) -> None:
+        handled.append("moved")
+        started.set()
+        await gate.wait()
+
+    patient = quick(receipt="receiver", resend_after=0.5)
+    async with (
+        Reef(transport=url, settings=patient) as sender,
+        Reef(worker, transport=url, settings=quick(drain_timeout=0.05)) as first,
+    ):
+        await until(sender.agents, "the first replica is known")
+        await sender.send("worker", {"n": 1})
+        await started.wait()
+        async with Reef(listener("worker", handled), transport=url) as second:
+            for reef in (sender, first):
+                await until(lambda reef=reef: len(reef.agents()) == 2, "the second is known")
+            await first.add(worker, main="other")
+            await until(lambda: second.ledger().duplicate, "its copy was refused")
+            gate.set()
+            await sender.wait_idle(5)
+    assert handled == ["moved"]
+
+
+async def test_receipts_outlast_a_broker_that_is_away_for_long(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How long they are tried again counts from when there is one."""
+    monkeypatch.setattr(receipts, "PATIENCE", 0.6)
+    heard: list[Any] = []
+    async with (
+        broken(url) as transport,
+        Reef(listener("worker", heard), transport=transport),
+        Reef(transport=url, settings=quick(receipt="receiver", resend_after=60)) as sender,
+    ):
+        await until(sender.agents, "the receiver is known")
+        transport.error = TransportConnectionError("down")
+        await sender.send("worker", {"n": 1})
+        await until(lambda: heard, "handled")
+        await asyncio.sleep(1.5)  # the time of the outage, which is what is tested
+        transport.error = None
+        await sender.wait_idle(5)
+
+
+async def test_a_host_closes_soon_although_a_sender_has_left_or_does_not_answer(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It owes receipts to one that nobody hears, and waits for answers to its claims."""
+    gate = asyncio.Event()
+
+    @agent("worker", concurrent=True)
+    async def worker(spore: Spore) -> None:
+        await gate.wait()
+
+    hasty = quick(receipt="receiver", drain_timeout=0.1)
+    first = await Reef(worker, transport=url).__aenter__()
+    async with Reef(transport=url, settings=hasty) as sender:
+        await until(sender.agents, "the replica is known")
+        await sender.send("worker", {"n": 1})
+    gate.set()
+    await until(lambda: first.ledger().handled, "handled, and its sender has left")
+    async with asyncio.timeout(3):
+        await first.aclose()
+
+    async with (
+        Reef(worker, transport=url) as first,
+        Reef(transport=url, settings=hasty) as sender,
+    ):
+        second = await Reef(worker, transport=url, settings=hasty).__aenter__()
+        for reef in (first, second, sender):
+            await until(lambda reef=reef: len(reef.agents()) == 2, "both replicas are known")
+        monkeypatch.setattr(sender.bridge.inbox, "_judge", lambda claims: None)  # type: ignore[union-attr]
+        for n in range(4):
+            await sender.send("worker", {"n": n})
+        async with asyncio.timeout(5):
+            await second.aclose()
+        monkeypatch.undo()
+
+
+async def test_what_is_owed_or_claimed_by_anybody_is_bounded(url: str) -> None:
+    """Notes come from outside, and may be said again before they are sent."""
+    stuck = asyncio.Event()
+
+    async def send(inbox: str, notes: list[Any]) -> bool:
+        await stuck.wait()
+        return True
+
+    desk = receipts.NoteDesk[Any](send)
+    for _ in range(1000):
+        desk.owe("inbox", ("spore", "worker"))
+        await asyncio.sleep(0)
+    assert len(desk._owed["inbox"]) == 1
+    stuck.set()
+    await desk.aclose(1)
+    async with Reef(listener("worker", []), transport=url):
+        pass
+    settings = quick(receipt="receiver", resend_after=60, drain_timeout=0.01)
+    async with Reef(transport=url, settings=settings) as sender:
+        await sender.send("worker", {"n": 1})
+        outbox = sender.bridge.outbox  # type: ignore[union-attr]
+        (parcel,) = outbox._parcels.values()
+        for n in range(1000):
+            outbox.claim(parcel.posted.header.id, f"stranger{n}", "replica")
+        assert len(parcel.claims) < 10
 
 
 async def test_a_claim_is_made_again_until_it_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +335,7 @@ async def test_a_claim_is_made_again_until_it_is_answered(monkeypatch: pytest.Mo
         return True
 
     desk = ClaimDesk("me", "n.@inbox-me", send, lambda inbox: True)
-    asking = asyncio.ensure_future(desk.may_handle("n.@inbox-you", ("s", "worker")))
+    asking = asyncio.ensure_future(desk.may_handle("n.@inbox-you", ("s", "worker"), lambda: True))
     await until(lambda: len(asked) >= 3, "asked again")
     inbox, kind, said = asked[0]
     assert (inbox, kind, said.replica, said.answer_to) == (
@@ -217,7 +360,7 @@ async def test_without_any_answer_a_spore_is_handled(
         return True
 
     desk = ClaimDesk("me", "n.@inbox-me", send, lambda inbox: present)
-    assert await desk.may_handle("n.@inbox-you", ("s", "worker"))
+    assert await desk.may_handle("n.@inbox-you", ("s", "worker"), lambda: True)
     assert len(asked) > 1 if present else len(asked) == 1
     assert "no answer to the claim for spore s" in caplog.text
     await desk.aclose(1)
