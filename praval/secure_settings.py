@@ -52,7 +52,7 @@ class AuditSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Also write down each spore that is sent, received and ended: names, ids, sizes, digests."""
     log_path: str | None = None
     """Each namespace has a folder in this one; default: ``audit`` in the data directory."""
-    retention_days: Positive = 365.0
+    retention_days: Annotated[float, msgspec.Meta(gt=0, le=36_500)] = 365.0
     """Days after which a file is deleted."""
     encryption_at_rest: bool = False
 

@@ -314,6 +314,7 @@ def test_the_secure_configuration_of_the_guide_is_accepted() -> None:
         ({"message_security": {"max_message_size": 0}}, "max_message_size"),
         ({"audit": {"enable": True}}, 'Did you mean "enabled"'),
         ({"audit": {"retention_days": -1}}, "retention_days"),
+        ({"audit": {"retention_days": 1e9}}, "retention_days"),
     ],
 )
 def test_what_a_key_of_security_cannot_do_is_refused(changes: dict[str, Any], message: str) -> None:

@@ -57,6 +57,9 @@ def verify(
     except AuditError as error:
         print(f"NOT AS IT WAS WRITTEN: {error}", file=sys.stderr)
         raise typer.Exit(FAILED) from None
+    if not verifier.checkpoints:
+        print(f"NOT AS IT WAS WRITTEN: there is no line in {folder}", file=sys.stderr)
+        raise typer.Exit(FAILED)
     _tell(verifier, is_signed=key is not None or keys is not None)
     if wanted is not None and verifier.checkpoints.get(wanted[0]) != wanted[1]:
         print("NOT AS IT WAS WRITTEN: the checkpoint that was seen is not there", file=sys.stderr)

@@ -25,7 +25,7 @@ from typing import Any
 
 from praval.core.audit_chain import AuditKeys, Chain, read_line
 from praval.core.key_files import make_private, private_folder
-from praval.errors import AuditError
+from praval.errors import AuditError, KeyringError
 
 log = logging.getLogger("praval.audit")
 
@@ -72,7 +72,9 @@ class AuditLog:
         self._size = 0
         self._day = ""
         self._lock = -1
-        self._closed = threading.Event()
+        self._closed = False
+        self._gate = threading.Lock()
+        """What is taken before the end is written, what comes later is counted."""
         self._thread = threading.Thread(target=self._serve, name="praval-audit", daemon=True)
 
     @classmethod
@@ -116,16 +118,23 @@ class AuditLog:
 
     def record(self, event: str, **fields: Any) -> None:
         """Write a record soon; never blocks, from whatever thread."""
-        if self._queue.qsize() >= MOST_WAITING or self._closed.is_set():
-            self.dropped += 1
-            return
-        self._queue.put({"at": self._now(), "event": event, **fields})
+        item = {"at": self._now(), "event": event, **fields}
+        with self._gate:
+            if self._closed or self._queue.qsize() >= MOST_WAITING:
+                self.dropped += 1
+            else:
+                self._queue.put(item)
+
+    def end(self) -> None:
+        """Take no more; what waits is written and signed soon. Never blocks."""
+        with self._gate:
+            if not self._closed:
+                self._closed = True
+                self._queue.put(None)
 
     def close(self) -> None:
         """Write what waits and sign it; blocks, a few seconds at most. Harmless the second time."""
-        if not self._closed.is_set():
-            self._closed.set()
-            self._queue.put(None)
+        self.end()
         self._thread.join(PATIENCE)
         if self._thread.is_alive():
             log.error("the audit log %s was not written to its end: see above", self.folder)
@@ -143,34 +152,34 @@ class AuditLog:
                     "each a folder of its own (audit.log_path)."
                 ) from None
             if files := files_of(self.folder):
-                self._continue(files[-1])
+                self._continue(files)
             self._write([{"at": self._now(), "event": "opened", "pid": os.getpid()}])
             self._sign()
         except BaseException:
             self._release()
             raise
 
-    def _continue(self, file: Path) -> None:
-        """Go on after the last whole line of a file."""
-        data = file.read_bytes()
-        end = data.rfind(b"\n") + 1
-        lines = data[:end].splitlines()
-        self._use(file)
-        torn = len(data) - end
-        if torn:
-            os.ftruncate(self._descriptor, end)
-            self._size = end
-        if lines:
-            first, last = read_line(lines[0]).checkpoint(), read_line(lines[-1])
-            self._chain = Chain(first.n + len(lines), last.hash)
+    def _continue(self, files: list[Path]) -> None:
+        """Go on after the last whole line; a process that died may have left a file without one."""
+        self._use(files[-1])
+        torn = 0
+        for file in reversed(files):
+            data = file.read_bytes()
+            end = data.rfind(b"\n") + 1
+            if file is files[-1] and (torn := len(data) - end):
+                os.ftruncate(self._descriptor, end)
+                self._size = end
+            if end:
+                self._chain = _end_of(file, data[:end])
+                break
         if torn:
             self._write([{"at": self._now(), "event": "torn", "bytes": torn}])
 
     def _use(self, file: Path) -> None:
         make_private(file)
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-        self._descriptor = os.open(file, os.O_WRONLY | os.O_NOFOLLOW)
+        before, self._descriptor = self._descriptor, os.open(file, os.O_WRONLY | os.O_NOFOLLOW)
+        if before >= 0:
+            os.close(before)
         self._size = os.fstat(self._descriptor).st_size
         self._day = file.stem
 
@@ -178,17 +187,16 @@ class AuditLog:
         """Begin the file of today, if it is another than before; forget the oldest."""
         now = datetime.fromtimestamp(self._clock(), UTC)
         today = f"{now:%Y-%m-%d}"
-        if today <= self._day:  # a clock that goes back does not either
-            return
-        if self._descriptor >= 0:
+        if today > self._day:  # a clock that goes back leaves the file as it is
+            if self._descriptor >= 0:
+                self._sign()
+            self._use(self.folder / f"{today}.log")
+            oldest = f"{now - self._retention:%Y-%m-%d}"
+            for file in files_of(self.folder):
+                if file.stem < oldest:
+                    file.unlink()
+        if not self._size:  # also if the disk refused, or the process died, after the file was made
             self._sign()
-        self._use(self.folder / f"{today}.log")
-        if not self._size:
-            self._sign()
-        oldest = f"{now - self._retention:%Y-%m-%d}"
-        for file in files_of(self.folder):
-            if file.stem < oldest:
-                file.unlink()
 
     def _release(self) -> None:
         for descriptor in (self._descriptor, self._lock):
@@ -236,11 +244,12 @@ class AuditLog:
                 else:
                     self._write(batch)
                 return
-            except OSError as error:
+            except (OSError, KeyringError) as error:  # the latter: the file of a new day
                 log.error("the audit log %s cannot be written: %s", self.folder, error)
                 tries += 1
-                if self._closed.is_set() and tries > LAST_TRIES:
-                    self.dropped += len(batch or ())
+                if self._closed and tries > LAST_TRIES:
+                    with self._gate:
+                        self.dropped += len(batch or ())
                     return
                 time.sleep(AGAIN)
 
@@ -278,6 +287,23 @@ class AuditLog:
 
     def _now(self) -> int:
         return int(self._clock() * 1000)
+
+
+def _end_of(file: Path, data: bytes) -> Chain:
+    """Return the end of a file's whole lines.
+
+    Raises:
+        AuditError: it is no audit log, or was changed.
+    """
+    lines = data.splitlines()
+    try:
+        first, last = read_line(lines[0]).checkpoint(), read_line(lines[-1])
+    except AuditError as error:
+        raise AuditError(
+            f"The audit log {file} cannot be continued: {error}. Look at it with `praval audit "
+            "verify`, then move the folder away: a new log is begun."
+        ) from None
+    return Chain(first.n + len(lines), last.hash)
 
 
 def files_of(folder: Path) -> list[Path]:

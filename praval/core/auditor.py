@@ -26,13 +26,20 @@ class Auditor:
             AuditError, KeyringError: it cannot be written.
         """
         wanted = settings.audit
-        log = await asyncio.to_thread(
-            AuditLog.open,
-            settings.audit_path / join(namespace),
-            secret,
-            encrypted=wanted.encryption_at_rest,
-            retention_days=wanted.retention_days,
+        opening = asyncio.ensure_future(
+            asyncio.to_thread(
+                AuditLog.open,
+                settings.audit_path / join(namespace),
+                secret,
+                encrypted=wanted.encryption_at_rest,
+                retention_days=wanted.retention_days,
+            )
         )
+        try:
+            log = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_left_behind)
+            raise
         return cls(log, all_messages=wanted.log_all_messages)
 
     async def aclose(self) -> None:
@@ -65,3 +72,9 @@ class Auditor:
             size=len(message.body),
             digest=self.log.keys.digest(message.body),
         )
+
+
+def _left_behind(opening: asyncio.Future[AuditLog]) -> None:
+    """A log was opened that nobody waits for any more: another Reef may have it."""
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().end()

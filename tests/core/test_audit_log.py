@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import random
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,13 @@ import pytest
 from praval.core import audit_log
 from praval.core.audit_chain import AuditKeys, Verifier
 from praval.core.audit_log import AuditLog, files_of
+from praval.core.auditor import Auditor
 from praval.core.key_box import CHEAP
 from praval.core.key_store import KeyStore
 from praval.core.keys import Keyring
 from praval.errors import AuditError, KeyringError
+from praval.secure_settings import AuditSettings
+from praval.settings import Settings
 
 SECRET = bytes(range(32))
 KEYS = AuditKeys(SECRET)
@@ -168,7 +173,7 @@ def test_half_a_line_is_no_tampering_and_the_log_goes_on(folder: Path, log_file:
 
 
 def test_a_killed_process_leaves_a_log_that_is_good_to_its_end(folder: Path) -> None:
-    """kill -9 in the middle of writing, ten times, in one log."""
+    """kill -9 in the middle of writing, five times, in one log."""
     script = (
         "import sys; from praval.core.audit_log import AuditLog\n"
         f"log = AuditLog.open(sys.argv[1], bytes.fromhex({SECRET.hex()!r}))\n"
@@ -225,6 +230,118 @@ def test_each_day_has_a_file_and_the_oldest_are_forgotten(folder: Path) -> None:
     write(folder, 1, first=100, clock=lambda: now[0], retention_days=3)
     assert records(folder)[-1] == 100, "a clock that goes back writes into the latest file"
     check(folder)
+
+
+@pytest.mark.parametrize("left", [b"", b"0123"])
+def test_a_process_that_dies_while_a_day_begins_leaves_a_good_log(
+    folder: Path, log_file: Path, left: bytes
+) -> None:
+    """The new file has no line yet, or half a checkpoint: the chain goes on from the day before."""
+    log_file.rename(log_file.with_name("2000-01-01.log"))
+    begun = log_file.with_name("2000-01-02.log")
+    begun.write_bytes(left)
+    begun.chmod(0o600)
+    assert check(folder).torn == len(left)
+    write(folder, 1, first=99, retention_days=36_500)
+    torn = ["torn"] if left else []
+    assert records(folder) == ["opened", *range(12), *torn, "opened", 99]
+    assert len(files_of(folder)) == 3
+    assert check(folder).first == 0
+
+
+def test_a_log_whose_first_line_was_never_written_begins_again(folder: Path) -> None:
+    """Its process died after it had made the file."""
+    now = 1_800_000_000.0
+    folder.mkdir(mode=0o700)
+    (folder / f"{datetime.fromtimestamp(now, UTC):%Y-%m-%d}.log").touch(mode=0o600)
+    write(folder, 1, clock=lambda: now)
+    assert records(folder) == ["opened", 0]
+    check(folder)
+
+
+@pytest.mark.parametrize("refused", ["pwrite", "open"])
+def test_a_disk_that_refuses_the_file_of_a_new_day_is_tried_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, refused: str
+) -> None:
+    """Whether there is no room for the file or none for its first line."""
+    monkeypatch.setattr(audit_log, "AGAIN", 0.01)
+    now, failures, real = [1_800_000_000.0], [3], getattr(os, refused)
+    log = AuditLog.open(folder, SECRET, clock=lambda: now[0])
+    today = f"{datetime.fromtimestamp(now[0] + DAY, UTC):%Y-%m-%d}"
+
+    def full(what: Any, *arguments: Any) -> int:
+        is_new = (folder / f"{today}.log").exists() or today in str(what)
+        if is_new and failures[0]:
+            failures[0] -= 1
+            raise OSError(28, "No space left on device")
+        return int(real(what, *arguments))
+
+    monkeypatch.setattr(os, refused, full)
+    now[0] += DAY
+    log.record("test", number=1)
+    wait_for(lambda: not failures[0], "it was tried again")
+    log.close()
+    assert records(folder) == ["opened", 1]
+    assert len(files_of(folder)) == 2
+    check(folder)
+    assert "No space left" in caplog.text
+
+
+def test_a_log_that_cannot_be_continued_says_what_to_do(log_file: Path) -> None:
+    """Nothing is written behind what is no log."""
+    log_file.write_bytes(b"something else\n")
+    with pytest.raises(AuditError, match=r"cannot be continued.*move the folder away"):
+        AuditLog.open(log_file.parent, SECRET)
+    assert log_file.read_bytes() == b"something else\n"
+
+
+def test_what_comes_after_the_end_is_counted(folder: Path) -> None:
+    """From many threads while it closes: each record is in the log or in the count."""
+    log, total = AuditLog.open(folder, SECRET), 8 * 2000
+
+    def write_many() -> None:
+        for n in range(2000):
+            log.record("test", number=n)
+
+    threads = [threading.Thread(target=write_many) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    log.close()
+    for thread in threads:
+        thread.join()
+    assert len(records(folder)) - 1 + log.dropped == total
+
+
+async def test_a_start_that_is_cancelled_leaves_the_log_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread is opening it when its Reef gives up."""
+    settings = Settings(audit=AuditSettings(enabled=True, log_path=str(tmp_path)))
+    gate, begun, opened = threading.Event(), threading.Event(), AuditLog.open
+
+    def slow(*arguments: Any, **options: Any) -> AuditLog:
+        begun.set()
+        gate.wait(10)
+        return opened(*arguments, **options)
+
+    monkeypatch.setattr(AuditLog, "open", slow)
+    starting = asyncio.create_task(Auditor.open(settings, "desk", SECRET))
+    await asyncio.to_thread(begun.wait, 10)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    gate.set()
+    deadline = time.monotonic() + 10
+    while True:
+        await asyncio.sleep(0.01)
+        await asyncio.to_thread(wait_for, lambda: files_of(tmp_path / "desk"), "opened")
+        try:
+            auditor = await Auditor.open(settings, "desk", SECRET)
+            break
+        except AuditError:
+            assert time.monotonic() < deadline, "it was never given back"
+    await auditor.aclose()
+    assert await asyncio.to_thread(records, tmp_path / "desk") == ["opened", "opened"]
 
 
 def test_a_log_has_one_writer(folder: Path) -> None:
@@ -328,6 +445,10 @@ def test_the_command_verifies_and_shows(tmp_path: Path, folder: Path) -> None:
     bad = audit("verify", folder, "--key", key)
     assert bad.returncode == 1
     assert f"{file.name}, line 2:" in bad.stderr
+    file.write_bytes(b"")
+    emptied = audit("verify", folder, "--key", key)
+    assert emptied.returncode == 1
+    assert "there is no line" in emptied.stderr
 
 
 @pytest.mark.parametrize(
