@@ -125,7 +125,8 @@ class TransportSecuritySettings(msgspec.Struct, frozen=True, forbid_unknown_fiel
     """TLS of the transports; a transport's own config says it louder."""
 
     enforce_tls: bool = False
-    """Refuse plaintext URLs even with ``allow_plaintext``."""
+    """Refuse plaintext URLs even with ``allow_plaintext``. A MessageTransport that is given open
+    is not looked at: whoever opened it chose."""
     min_tls_version: Literal["1.2", "1.3"] | None = None
     verify_certificates: bool = True
     certificate_path: str | None = None
