@@ -2,7 +2,8 @@
 
 ``python kill_team.py source|worker|worker2 JOURNAL LOG COUNT [FLAW]``; in the environment, as JSON,
 ``KILL_TEAM_TRANSPORT`` (its config) and ``KILL_TEAM_REEF_CONFIG``; in ``KILL_TEAM_KEYS`` a folder
-with a key store for each role, if all is to be sealed, with new keys every second. The source
+with ``KILL_TEAM_IMPATIENT`` the source sends
+again whatever the receivers say; with a key store for each role, if all is to be sealed, with new keys every second. The source
 publishes numbers (from the first that its log does not name as accepted) and ends when all of them
 are out. The worker handles them one at a time until it is told to end; two of them share the work,
 and a log. Every event is one line, appended by a single write, with the role of who wrote it at its
@@ -26,8 +27,10 @@ import msgspec
 
 from praval import Reef, Spore, agent, configure
 from praval.core.bridge import Bridge
+from praval.core.inbox import Inbox
 from praval.core.key_store import KeyStore
 from praval.core.lifetimes import Lifetimes
+from praval.core.outbox import Outbox
 from praval.core.spore import new_id
 
 ROLE, JOURNAL, LOG, COUNT = sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
@@ -96,7 +99,13 @@ async def work() -> None:
         await reef.serve()
 
 
+async def _always(*_: object) -> bool:
+    return True
+
+
 def _spoil() -> None:
+    if "KILL_TEAM_IMPATIENT" in os.environ:  # sends again although the receiver is at it
+        Outbox._under_way = lambda *_: 0.0  # type: ignore[method-assign]
     if FLAW == "early-ack":
         take = Bridge._take
 
@@ -118,6 +127,7 @@ def _spoil() -> None:
             return await is_new(self, (posted.header.id, key[1]), posted)
 
         Bridge._is_new = is_always_new  # type: ignore[method-assign]
+        Inbox.is_ours = _always  # type: ignore[method-assign]
 
 
 configure(

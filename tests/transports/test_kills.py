@@ -70,11 +70,12 @@ class Run:
             protocol: which broker.
             folder: for journals and logs.
             flaw: the promise that is broken.
-            resend: want receipts, and send again after so many seconds without one.
+            resend: want receipts, and send again after so many seconds without one, come what may.
             replicas: workers that share the work, 1 or 2; they are killed in turn.
             seed: of the moments of the kills.
         """
         self._workers = ("worker", "worker2")[:replicas]
+        self._impatient = resend is not None
         self._reef_config: dict[str, Any] = {"resend_after": 2}
         if resend is not None:
             self._reef_config = {"resend_after": resend, "receipt": "receiver"}
@@ -128,6 +129,7 @@ class Run:
                     **self._environment,
                     "KILL_TEAM_TRANSPORT": json.dumps(config),
                     "KILL_TEAM_REEF_CONFIG": json.dumps(self._reef_config),
+                    **({"KILL_TEAM_IMPATIENT": "1"} if self._impatient else {}),
                 },
                 stderr=errors,
             )
