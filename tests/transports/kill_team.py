@@ -2,12 +2,11 @@
 
 ``python kill_team.py source|worker|worker2 JOURNAL LOG COUNT [FLAW]``; in the environment, as JSON,
 ``KILL_TEAM_TRANSPORT`` (its config) and ``KILL_TEAM_REEF_CONFIG``; in ``KILL_TEAM_KEYS`` a folder
-with ``KILL_TEAM_IMPATIENT`` the source sends
-again whatever the receivers say; with a key store for each role, if all is to be sealed, with new keys every second. The source
-publishes numbers (from the first that its log does not name as accepted) and ends when all of them
-are out. The worker handles them one at a time until it is told to end; two of them share the work,
-and a log. Every event is one line, appended by a single write, with the role of who wrote it at its
-end.
+with a key store for each role, if all is to be sealed, with new keys every second; with
+``KILL_TEAM_IMPATIENT`` the source sends again whatever the receivers say. The source publishes
+numbers (from the first that its log does not name as accepted) and ends when all of them are out.
+The worker handles them one at a time until it is told to end; two of them share the work, and a
+log. Every event is one line, appended by a single write, with the role of who wrote it at its end.
 
 ``FLAW`` breaks one promise on purpose, so that the test can be seen to fail: ``early-ack``,
 ``no-dedup``, ``no-outbox``.
