@@ -38,6 +38,7 @@
     │   ├── TransportTimeoutError   it did not answer or confirm in time (also a TimeoutError)
     │   ├── TransportClosedError    the transport is not open
     │   ├── TransportUnsupportedError   this protocol or broker cannot do that
+    │   ├── GroupInUseError         a group that is to be dropped has subscribers
     │   └── TopicError              a topic or pattern that cannot be used
     ├── CertificateError            a certificate cannot be made, found or revoked
     │   └── CertificateFolderError  the authority's folder cannot be read, written or had alone
@@ -216,6 +217,10 @@ class TransportClosedError(TransportError):
 
 class TransportUnsupportedError(TransportError, ValueError):
     """The protocol or the broker cannot do what was asked."""
+
+
+class GroupInUseError(TransportError):
+    """A group that is to be dropped has subscribers."""
 
 
 class TopicError(TransportError, ValueError):

@@ -44,7 +44,7 @@ async def _agents(
         await asyncio.sleep(wait)
         if not watch:
             _print(reef.agents(), namespace, as_json=as_json)
-        elif _console().is_terminal and not as_json:
+        elif console().is_terminal and not as_json:
             await _redraw(reef)
         else:
             await _follow(reef, as_json=as_json)
@@ -52,7 +52,7 @@ async def _agents(
 
 async def _redraw(reef: Reef) -> None:
     """Keep one table up to date."""
-    with Live(console=_console(), auto_refresh=False) as live:
+    with Live(console=console(), auto_refresh=False) as live:
         while True:
             live.update(_table(reef.agents(), reef.namespace), refresh=True)
             await asyncio.sleep(EVERY)
@@ -74,14 +74,15 @@ def _print(present: Sequence[AgentPresence], namespace: str, *, as_json: bool) -
     if as_json:
         typer.echo(msgspec.json.encode(present).decode())
     else:
-        _console().print(_table(present, namespace))
+        console().print(_table(present, namespace))
 
 
-def _console() -> Console:
-    console = Console(markup=False, highlight=False)
-    if not console.is_terminal:
-        console.width = WITHOUT_TERMINAL
-    return console
+def console() -> Console:
+    """Return one that cuts no table in a pipe, and reads no markup in what others wrote."""
+    made = Console(markup=False, highlight=False)
+    if not made.is_terminal:
+        made.width = WITHOUT_TERMINAL
+    return made
 
 
 def _table(present: Sequence[AgentPresence], namespace: str) -> Table | Text:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import praval
-from praval.cli import agents, approvals, audit, certs, demo, keys, ping, run, send
+from praval.cli import agents, approvals, audit, certs, demo, groups, keys, ping, run, send
 
 app = typer.Typer(
     name="praval",
@@ -25,6 +25,7 @@ app.add_typer(approvals.app, name="approvals")
 app.add_typer(certs.app)
 app.add_typer(keys.app)
 app.add_typer(audit.app)
+app.add_typer(groups.app)
 
 
 def _version(wanted: bool) -> None:

@@ -160,6 +160,16 @@ class Capabilities(msgspec.Struct, frozen=True):
     """``drop_group`` removes the group; else it is refused, after the subscription has ended."""
 
 
+class Group(msgspec.Struct, frozen=True):
+    """A durable group, as its broker knows it."""
+
+    name: str
+    members: int | None
+    """Subscribers that are connected; None: the broker does not tell."""
+    messages: int | None
+    """Messages that it keeps for them; None: the broker does not tell."""
+
+
 class Subscription:
     """A handle for :meth:`MessageTransport.unsubscribe`."""
 
@@ -282,6 +292,40 @@ class MessageTransport(ABC):
                 be removed.
         """
         raise TransportUnsupportedError(f"{type(self).__name__} has no unsubscribe().")
+
+    async def groups(self, names: Sequence[str] | None = None) -> list[Group]:
+        """Return the durable groups that the broker has, those without subscribers too.
+
+        Args:
+            names: only these; None: all that there are.
+
+        Raises:
+            TransportUnsupportedError: the broker does not tell that; the message says who does.
+            TransportTimeoutError, TransportClosedError: as for :meth:`publish`.
+        """
+        raise TransportUnsupportedError(
+            f"{type(self).__name__} cannot tell which groups there are."
+        )
+
+    async def drop_group(self, name: str, *, member: str | None = None) -> bool | None:
+        """Remove a group at the broker, with what it has collected; nobody may be subscribed.
+
+        Args:
+            name: the group.
+            member: where each member has a part of its own (MQTT): the ``client_id`` of the one
+                whose part is removed, in use or not; default: this transport's.
+
+        Returns:
+            Whether there was such a group; None: the broker does not tell.
+
+        Raises:
+            GroupInUseError: somebody is subscribed, or was until a moment ago, and the broker can
+                tell. (RabbitMQ over STOMP and MQTT brokers cannot.)
+            TransportUnsupportedError: the broker cannot do that; the message says who can.
+            ConfigurationError: a member is named where there is none, or missing.
+            TransportTimeoutError, TransportClosedError: as for :meth:`publish`.
+        """
+        raise TransportUnsupportedError(f"{type(self).__name__} cannot drop groups.")
 
     async def close(self) -> None:  # noqa: B027 - without a connection there is nothing to do
         """Let running callbacks finish (``close_timeout`` seconds), then disconnect. Idempotent.

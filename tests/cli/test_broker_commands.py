@@ -83,7 +83,14 @@ def test_ping_gives_up_in_time(fresh_server: FreshServer) -> None:
 
 # -- what all of them do ---------------------------------------------------------------------
 
-ALL = [["ping"], ["agents"], ["send", "x"], ["send", "x", "--to", "y", "--request"]]
+ALL = [
+    ["ping"],
+    ["agents"],
+    ["send", "x"],
+    ["send", "x", "--to", "y", "--request"],
+    ["groups", "list", "x"],
+    ["groups", "drop", "x"],
+]
 
 
 @pytest.mark.parametrize("command", ALL)
@@ -104,7 +111,7 @@ def test_a_wrong_password_is_exit_code_2_and_no_broker_1(
     for url, code in ((wrong, 2), (gone, 1)):
         ended = praval(*command, "--transport", url)
         assert ended.code == code, ended
-        assert ended.errors.splitlines()[-1].startswith(f"praval {command[0]}: ")
+        assert ended.errors.splitlines()[-1].startswith(f"praval {command[0]}")
         assert "sesame" not in ended.errors
         assert "Traceback" not in ended.errors
         assert not ended.output

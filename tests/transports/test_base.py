@@ -73,6 +73,9 @@ class FakeLink(Link):
         self.left.append(listening)
         await self.on_leave()
 
+    async def drop(self, group: str, member: str | None) -> bool:
+        raise NotImplementedError
+
     async def close(self) -> None:
         await self.on_close()
         self.is_closed = True

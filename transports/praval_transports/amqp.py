@@ -36,8 +36,9 @@ from aiormq import spec
 from aiormq.abc import DeliveredMessage
 
 from praval.core.topics import Topic, dotted, parse_topic
-from praval.core.transport import Capabilities
+from praval.core.transport import Capabilities, Group
 from praval.errors import (
+    GroupInUseError,
     PravalError,
     TransportConnectionError,
     TransportError,
@@ -324,6 +325,39 @@ class AMQPLink(Link):
                 await self._inbox.basic_cancel(tag)
             if drop_group and listening.group is not None:
                 await self._inbox.queue_delete(self._config.queue_of(listening.group))
+
+    # -- groups --------------------------------------------------------------------------
+
+    async def groups(self, names: Sequence[str] | None) -> list[Group]:
+        """See :class:`Link`."""
+        if names is None:
+            raise TransportUnsupportedError(
+                "Over AMQP a broker tells of a group by its name only: say which you mean. All "
+                f"are listed by `rabbitmqctl list_queues`, as {self._config.queue_of('<group>')!r}."
+            )
+        found = [await self._look_at(name) for name in names]
+        return [each for each in found if each is not None]
+
+    async def _look_at(self, group: str) -> Group | None:
+        # on a channel of its own, because "not found" closes it
+        async with self._alive(), self._consuming.channel(publisher_confirms=False) as channel:
+            try:
+                queue = await channel.declare_queue(self._config.queue_of(group), passive=True)
+            except aiormq.ChannelNotFoundEntity:
+                return None
+            told = queue.declaration_result
+            return Group(group, told.consumer_count, told.message_count)
+
+    async def drop(self, group: str, member: str | None) -> bool:
+        """See :class:`Link`."""
+        if await self._look_at(group) is None:
+            return False
+        async with self._alive(), self._consuming.channel(publisher_confirms=False) as channel:
+            try:
+                await channel.queue_delete(self._config.queue_of(group), if_unused=True)
+            except aiormq.ChannelPreconditionFailed as error:
+                raise GroupInUseError(f"Somebody is subscribed as {group!r}.") from error
+        return True
 
     async def acknowledge(self, tag: int) -> None:
         """Tell the broker that a message is done with."""

@@ -18,11 +18,14 @@ from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
+import msgspec
+
 from praval.core.tls import HUNG_UP, client_context, explain
 from praval.core.topics import parse_topic
 from praval.core.transport import (
     Callback,
     Confirmation,
+    Group,
     Health,
     MessageTransport,
     Subscription,
@@ -36,7 +39,7 @@ from praval.errors import (
 )
 from praval_transports.brokers import SLOWEST, Brokers
 from praval_transports.config import Address, BrokerConfig, read_config
-from praval_transports.dispatch import POLITE, Listening
+from praval_transports.dispatch import POLITE, Listening, checked_group, group_named
 from praval_transports.link import Link
 from praval_transports.message import Counts, Outgoing, pack
 
@@ -55,6 +58,9 @@ class BrokerTransport(MessageTransport, Generic[C]):
     """The usual ports with and without TLS."""
     refused: ClassVar[Mapping[str, str]] = {}
     """Key of the config -> why this transport cannot honour it."""
+
+    has_member_parts: ClassVar[bool] = False
+    """Whether the broker keeps a group's messages for each member by itself."""
 
     config: C
 
@@ -442,6 +448,25 @@ class BrokerTransport(MessageTransport, Generic[C]):
         """Publish a dead letter; errors are those of :meth:`publish`."""
         await self._insist("kept the dead letter", lambda link: link.bury(message))
         self.counts.dead += 1
+
+    # -- groups --------------------------------------------------------------------------
+
+    async def groups(self, names: Sequence[str] | None = None) -> list[Group]:
+        """See :meth:`MessageTransport.groups`."""
+        self._must_be_open()
+        wanted = None if names is None else [checked_group(name) for name in names]
+        found = await self._insist("told of its groups", lambda link: link.groups(wanted))
+        return [msgspec.structs.replace(each, name=group_named(each.name)) for each in found]
+
+    async def drop_group(self, name: str, *, member: str | None = None) -> bool | None:
+        """See :meth:`MessageTransport.drop_group`."""
+        self._must_be_open()
+        group = checked_group(name)
+        if member is not None and not self.has_member_parts:
+            raise ConfigurationError(
+                f"A group belongs to all its members on {self.protocol}: name none of them."
+            )
+        return await self._insist("dropped the group", lambda link: link.drop(group, member))
 
     # -- looking -------------------------------------------------------------------------
 

@@ -14,12 +14,13 @@ from collections.abc import Coroutine, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from praval.core.topics import has_wildcard, parse_topic
+from praval.core.topics import decode_segment, has_wildcard, join, parse_topic
 from praval.core.transport import Callback, Delivery, GiveBack, Refuse, Subscription
 from praval.errors import (
     ConfigurationError,
     MalformedSporeError,
     SporeTooLargeError,
+    TopicError,
     TransportConnectionError,
     TransportError,
 )
@@ -84,7 +85,7 @@ class Listening(Subscription):
         topics = [topic] if isinstance(topic, str) else list(topic)
         if not topics:
             raise ConfigurationError("A subscription needs a topic.")
-        super().__init__(topics, _checked_group(group))
+        super().__init__(topics, None if group is None else checked_group(group))
         if not callable(callback):
             raise ConfigurationError(f"The callback must be a function, not {callback!r}.")
         if type(concurrency) is not int or concurrency < 1:
@@ -271,11 +272,20 @@ class Listening(Subscription):
                 self.link.lose(TransportConnectionError(f"No answer for {POLITE} s to the end."))
 
 
-def _checked_group(group: str | None) -> str | None:
-    if group is None:
-        return None
-    from praval.core.topics import join
+def checked_group(group: str) -> str:
+    """Return a group's name as brokers get it.
 
+    Raises:
+        ConfigurationError, TopicError: it cannot be one.
+    """
     if not isinstance(group, str) or not group:
         raise ConfigurationError(f"group must be a string that is not empty, not {group!r}.")
     return join(*group.split("."))
+
+
+def group_named(encoded: str) -> str:
+    """Undo :func:`checked_group`, but for what never came from it."""
+    try:
+        return ".".join(map(decode_segment, encoded.split(".")))
+    except TopicError:
+        return encoded

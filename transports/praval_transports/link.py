@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
+from praval.core.transport import Group
+from praval.errors import TransportUnsupportedError
 from praval_transports.dispatch import Listening
 from praval_transports.message import Outgoing
 
@@ -47,6 +50,14 @@ class Link(ABC):
     @abstractmethod
     async def leave(self, listening: Listening, *, drop_group: bool) -> None:
         """Let nothing more come in for it; what is being handled can still be acknowledged."""
+
+    async def groups(self, names: Sequence[str] | None) -> list[Group]:
+        """Return the durable groups that there are, of those names or all."""
+        raise TransportUnsupportedError("This broker does not tell which groups there are.")
+
+    @abstractmethod
+    async def drop(self, group: str, member: str | None) -> bool | None:
+        """Remove a group that nobody is subscribed to; whether there was one (None: unknown)."""
 
     @abstractmethod
     async def close(self) -> None:

@@ -13,14 +13,14 @@ import asyncio
 import heapq
 import ssl
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import ClassVar
 from weakref import WeakKeyDictionary
 
 from praval.core.topics import Topic, dotted, matches, parse_topic
-from praval.core.transport import Capabilities
-from praval.errors import TransportConnectionError
+from praval.core.transport import Capabilities, Group
+from praval.errors import GroupInUseError, TransportConnectionError
 from praval_transports.base import BrokerTransport
 from praval_transports.config import Address, BrokerConfig
 from praval_transports.dispatch import Listening
@@ -58,6 +58,16 @@ class Queue:
         self.patterns: set[Topic] = set()
         self._waiting: list[Stored] = []
         self._members: deque[Member] = deque()
+
+    @property
+    def members(self) -> int:
+        """How many share the messages."""
+        return len(self._members)
+
+    @property
+    def kept(self) -> int:
+        """How many messages wait, or are with its members."""
+        return len(self._waiting) + sum(member.holds for member in self._members)
 
     def put(self, stored: Stored) -> None:
         """Keep a message until somebody takes it."""
@@ -97,9 +107,14 @@ class Member:
         self._held: set[Stored] = set()
 
     @property
+    def holds(self) -> int:
+        """How many messages it has not acknowledged."""
+        return len(self._held)
+
+    @property
     def full(self) -> bool:
         """Whether it holds as many unacknowledged messages as it may."""
-        return len(self._held) >= self._prefetch
+        return self.holds >= self._prefetch
 
     def deliver(self, stored: Stored) -> None:
         """Hand over a message."""
@@ -199,6 +214,23 @@ class LocalLink(Link):
             self._bus.private.discard(member.queue)
         if drop_group and listening.group is not None:
             self._bus.groups.pop(listening.group, None)
+
+    async def groups(self, names: Sequence[str] | None) -> list[Group]:
+        """See :class:`Link`."""
+        self._must_live()
+        queues = self._bus.groups
+        wanted = queues if names is None else [name for name in names if name in queues]
+        return [Group(name, queues[name].members, queues[name].kept) for name in wanted]
+
+    async def drop(self, group: str, member: str | None) -> bool:
+        """See :class:`Link`."""
+        self._must_live()
+        if (queue := self._bus.groups.get(group)) is None:
+            return False
+        if queue.members:
+            raise GroupInUseError(f"{queue.members} are subscribed as {group!r}.")
+        del self._bus.groups[group]
+        return True
 
     async def close(self) -> None:
         """See :class:`Link`."""

@@ -40,14 +40,19 @@ import asyncio
 import contextlib
 import secrets
 import ssl
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Annotated
 
 import msgspec
 
 from praval.core.topics import ONE, dotted, parse_topic
-from praval.core.transport import Capabilities
-from praval.errors import TransportConnectionError
+from praval.core.transport import Capabilities, Group
+from praval.errors import (
+    ConfigurationError,
+    GroupInUseError,
+    TransportConnectionError,
+    TransportUnsupportedError,
+)
 from praval_transports.base import BrokerTransport
 from praval_transports.config import Address, BrokerConfig
 from praval_transports.dispatch import Listening
@@ -216,9 +221,34 @@ class MQTTLink(Link):
                 session.retire(0 if drop_group else None)
         group = listening.group
         if drop_group and group is not None and not empty and group not in self._sessions:
-            ending = Connection(self.config, f"{self._name}:{group}")  # one that begins anew
-            await self.connect(ending)
-            ending.hang_up()
+            await self._end_session(self._name, group)
+
+    async def _end_session(self, client_id: str, group: str) -> bool:
+        """End a client's session of a group that is not in use here; whether there was one."""
+        ending = Connection(self.config, f"{client_id}:{group}", resumes=True)
+        await self.connect(ending)
+        ending.hang_up()
+        await asyncio.wait([ending.ended], timeout=FAREWELL)
+        return ending.resumed
+
+    async def groups(self, names: Sequence[str] | None) -> list[Group]:
+        """See :class:`Link`."""
+        raise TransportUnsupportedError(
+            "MQTT brokers do not tell which sessions they keep. A group's are named "
+            "<client_id>:<group>, one for each client; some brokers show them in tools of theirs."
+        )
+
+    async def drop(self, group: str, member: str | None) -> bool:
+        """See :class:`Link`."""
+        client_id = member or self.config.client_id
+        if client_id is None:
+            raise ConfigurationError(
+                "On MQTT each member of a group has a session of its own: say whose is to be "
+                "dropped, by its client_id. A Reef with a journal has praval-<replica>."
+            )
+        if client_id == self._name and group in self._sessions:
+            raise GroupInUseError(f"This client is subscribed as {group!r} itself.")
+        return await self._end_session(client_id, group)
 
 
 class MQTTTransport(BrokerTransport[MQTTConfig]):
@@ -226,6 +256,7 @@ class MQTTTransport(BrokerTransport[MQTTConfig]):
 
     protocol = "mqtt"
     config_type = MQTTConfig
+    has_member_parts = True
     ports = (8883, 1883)
     capabilities = Capabilities(
         tells_unroutable=True,

@@ -45,7 +45,8 @@ class Connection(Wire):
         config: the transport's.
         client_id: its name at the broker; a second connection of that name ends the first.
         session_expiry: seconds that the broker keeps the session; 0: it ends with the connection,
-            and begins anew.
+            and begins anew unless it ``resumes``.
+        resumes: take over the session that there is.
         window: messages that may come in before one is acknowledged.
         receive: called with each message.
         ended: called when the connection has ended without :meth:`hang_up`.
@@ -57,6 +58,7 @@ class Connection(Wire):
         client_id: str,
         *,
         session_expiry: int = 0,
+        resumes: bool = False,
         window: int = MOST,
         receive: Callable[[Publication], None] | None = None,
         ended: Callable[[Exception], None] | None = None,
@@ -68,7 +70,7 @@ class Connection(Wire):
             password=config.password,
             identifier=client_id,
             keepalive=config.keepalive,
-            clean_start=session_expiry == 0,
+            clean_start=session_expiry == 0 and not resumes,
             properties=make_properties(
                 PacketTypes.CONNECT,
                 SessionExpiryInterval=session_expiry,
@@ -78,6 +80,8 @@ class Connection(Wire):
         self._config = config
         self.leaving = False
         """Whether its end is meant."""
+        self.resumed = False
+        """Whether the broker had the session."""
         self._said_good_bye = False
         self.ended: asyncio.Future[None] = self._loop.create_future()
         self._notice = ended
@@ -223,6 +227,7 @@ class Connection(Wire):
         if self._welcome.done():
             return
         if not reason_code.is_failure:
+            self.resumed = flags.session_present
             self._room = asyncio.Semaphore(getattr(properties, "ReceiveMaximum", MOST))
             self._largest = getattr(properties, "MaximumPacketSize", 2**28)
             self._welcome.set_result(None)

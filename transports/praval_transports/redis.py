@@ -31,7 +31,7 @@ import logging
 import secrets
 import ssl
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -40,8 +40,13 @@ from weakref import WeakKeyDictionary
 import msgspec
 
 from praval.core.topics import dotted, has_wildcard, parse_topic
-from praval.core.transport import Capabilities
-from praval.errors import ConfigurationError, TransportConnectionError, TransportError
+from praval.core.transport import Capabilities, Group
+from praval.errors import (
+    ConfigurationError,
+    GroupInUseError,
+    TransportConnectionError,
+    TransportError,
+)
 from praval_transports import redis_scripts as scripts
 from praval_transports.base import BrokerTransport
 from praval_transports.config import Address, BrokerConfig, Count, Seconds
@@ -232,6 +237,27 @@ class RedisLink(Link):
         if (reader := self._readers.get(listening)) is not None:
             await reader.stop(group_goes=drop)
         await self.call(*self.script(scripts.LEAVE, *member, int(drop)))
+
+    # -- groups --------------------------------------------------------------------------
+
+    async def groups(self, names: Sequence[str] | None) -> list[Group]:
+        """See :class:`Link`."""
+        found = await self.call(*self.script(scripts.GROUPS))
+        groups = [
+            Group(name.decode(), members, messages if messages >= 0 else None)
+            for name, members, messages in found
+        ]
+        return [each for each in groups if names is None or each.name in names]
+
+    async def drop(self, group: str, member: str | None) -> bool:
+        """See :class:`Link`."""
+        found = int(await self.call(*self.script(scripts.DROP, group)))
+        if found < 0:
+            raise GroupInUseError(
+                f"Somebody is subscribed as {group!r}, or was within the last "
+                f"{self.config.lease} s and did not say good-bye."
+            )
+        return found > 0
 
     # -- life ----------------------------------------------------------------------------
 

@@ -117,6 +117,32 @@ local function tend(topic, lease)
   end
 end
 
+-- Forget a group; returns whether it was there.
+local function drop_group(group, lease)
+  local found = 0
+  for _, entry in ipairs(call('SMEMBERS', PATTERNS)) do
+    if string.sub(entry, 1, #group + 1) == group .. '\n' then
+      call('SREM', PATTERNS, entry)
+      found = 1
+    end
+  end
+  for _, topic in ipairs(call('ZRANGE', TOPICS, 0, -1)) do
+    if redis.pcall('XGROUP', 'DESTROY', stream(topic), group) == 1 then
+      tend(topic, lease)
+      found = 1
+    end
+  end
+  return found
+end
+
+local function members_at_work(group)
+  local found = 0
+  for _, member in ipairs(call('SMEMBERS', members_key(group))) do
+    found = found + call('EXISTS', wake_key(member))
+  end
+  return found
+end
+
 local function forget_idle_consumers(key, group, lease)
   for _, flat in ipairs(call('XINFO', 'CONSUMERS', key, group)) do
     local consumer = fields(flat)
@@ -219,16 +245,51 @@ LEAVE = (
 local lease, group, member, drop = tonumber(ARGV[1]), ARGV[2], ARGV[3], ARGV[4]
 call('SREM', members_key(group), member)
 call('DEL', wake_key(member))
-if drop == '0' then return end
-for _, entry in ipairs(call('SMEMBERS', PATTERNS)) do
-  if string.sub(entry, 1, #group + 1) == group .. '\n' then call('SREM', PATTERNS, entry) end
-end
-for _, topic in ipairs(call('ZRANGE', TOPICS, 0, -1)) do
-  if redis.pcall('XGROUP', 'DESTROY', stream(topic), group) == 1 then tend(topic, lease) end
-end
+if drop == '1' then drop_group(group, lease) end
 """
 )
 """Let a member hear nothing more, and remove its group. Arguments: lease, group, member, 1 or 0."""
+
+DROP = (
+    _COMMON
+    + r"""
+local lease, group = tonumber(ARGV[1]), ARGV[2]
+if members_at_work(group) > 0 then return -1 end
+call('DEL', members_key(group))
+return drop_group(group, lease)
+"""
+)
+"""Remove a group; returns whether it was there, or -1: it has members. Arguments: lease, group."""
+
+GROUPS = (
+    _COMMON
+    + r"""
+local names, kept = {}, {}
+local function note(group, messages)
+  if is_private(group) then return end
+  if not kept[group] then
+    names[#names + 1], kept[group] = group, 0
+  end
+  -- a lag that the server cannot tell makes the sum unknown
+  kept[group] = (messages and kept[group] >= 0) and kept[group] + messages or -1
+end
+for _, entry in ipairs(call('SMEMBERS', PATTERNS)) do note(string.match(entry, '^(.-)\n'), 0) end
+for _, topic in ipairs(call('ZRANGE', TOPICS, 0, -1)) do
+  local groups = redis.pcall('XINFO', 'GROUPS', stream(topic))
+  for _, flat in ipairs(groups.err and {} or groups) do
+    local group = fields(flat)
+    note(group.name, group.lag and group.pending + group.lag)
+  end
+end
+local found = {}
+for i, group in ipairs(names) do found[i] = {group, members_at_work(group), kept[group]} end
+return found
+"""
+)
+"""Return each durable group with its members at work and its messages (-1: unknown).
+
+Argument: lease.
+"""
 
 
 def lua_pattern(pattern: Topic) -> str:

@@ -22,7 +22,8 @@ from itertools import count, cycle
 from typing import Any, Literal
 from uuid import uuid4
 
-from praval.core.topics import Topic, dotted, matches
+from praval.core.topics import Topic, dotted, matches, parse_topic
+from praval.core.transport import Group
 from praval.errors import TransportConnectionError, TransportUnsupportedError
 from praval_transports.base import BrokerTransport
 from praval_transports.config import Address, BrokerConfig
@@ -256,6 +257,25 @@ class StompLink(Link):
             )
         async with self._visit(listening.patterns, group) as visitor:
             await visitor.request("UNSUBSCRIBE", {"id": "0", **server.deletion(group)})
+
+    # -- groups --------------------------------------------------------------------------
+
+    async def groups(self, names: Sequence[str] | None) -> list[Group]:
+        """See :class:`Link`."""
+        raise TransportUnsupportedError(
+            "No STOMP server tells which queues there are. Look with the broker's own tools for "
+            f"{self.server.queues_of('<group>')}."
+        )
+
+    async def drop(self, group: str, member: str | None) -> None:
+        """See :class:`Link`."""
+        if not self.server.capabilities.drops_groups:
+            raise TransportUnsupportedError(
+                f"{self._config.server} deletes no queue by STOMP. Delete "
+                f"{self.server.queues_of(group)} with its own tools."
+            )
+        async with self._visit([parse_topic(group)], group) as visitor:
+            await visitor.request("UNSUBSCRIBE", {"id": "0", **self.server.deletion(group)})
 
     # -- connections ---------------------------------------------------------------------
 

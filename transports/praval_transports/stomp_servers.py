@@ -63,6 +63,10 @@ class Server(ABC):
         """Return what lets the server drop a message after ``ttl`` seconds."""
         return {"expires": str(int((time.time() + ttl) * 1000))}
 
+    @abstractmethod
+    def queues_of(self, group: str) -> str:
+        """Return how a group's queues are named, for whoever looks for them with other tools."""
+
     def deletion(self, group: str) -> Headers:
         """Return what an UNSUBSCRIBE says to delete a group's queue."""
         raise NotImplementedError
@@ -104,6 +108,11 @@ class ActiveMQ(Server):
         where = headers.get("original-destination") or headers["destination"]
         return unquote(where.partition("VirtualTopic.")[2] or where)
 
+    def queues_of(self, group: str) -> str:
+        """See :class:`Server`."""
+        name = _consumer(group)
+        return f"Consumer.{name}.VirtualTopic.* and Consumer.{name}~*"
+
 
 class RabbitMQ(Server):
     """RabbitMQ with its STOMP plugin: the topic exchange, and one queue for each group."""
@@ -139,6 +148,10 @@ class RabbitMQ(Server):
     def expiry(self, ttl: float) -> Headers:
         """See :class:`Server`."""
         return {"expiration": str(int(ttl * 1000))}
+
+    def queues_of(self, group: str) -> str:
+        """See :class:`Server`."""
+        return _group_queue(group)
 
     def deletion(self, group: str) -> Headers:
         """See :class:`Server`."""
@@ -176,6 +189,10 @@ class Artemis(Server):
         """See :class:`Server`."""
         return headers["destination"].partition("::")[0]
 
+    def queues_of(self, group: str) -> str:
+        """See :class:`Server`."""
+        return f"{group}.*"
+
 
 SERVERS: Mapping[str, Server] = {
     "activemq": ActiveMQ(),
@@ -198,10 +215,14 @@ def _virtual_topic(pattern: Topic) -> str:
 
 
 def _consumer_queue(group: str, pattern: Topic) -> str:
-    consumer = _quoted(group).replace(".", "%2E")  # it is one segment of the queue's name
+    consumer = _consumer(group)
     if has_wildcard(pattern):
         consumer += "~" + "/".join(map(_quoted, pattern)).replace("*", "+")
     return _virtual_topic(pattern).replace("/topic/", f"/queue/Consumer.{consumer}.", 1)
+
+
+def _consumer(group: str) -> str:
+    return _quoted(group).replace(".", "%2E")  # it is one segment of the queue's name
 
 
 def _group_queue(group: str) -> str:
