@@ -85,6 +85,10 @@ async def test_the_guides_custom_transport_works(redis_server: Redis) -> None:
         assert transport.health().state == "connected"
         with pytest.raises(TransportUnsupportedError, match="unsubscribe"):
             await transport.unsubscribe("analytics.models")
+        with pytest.raises(TransportUnsupportedError, match="which groups"):
+            await transport.groups()
+        with pytest.raises(TransportUnsupportedError, match="cannot drop"):
+            await transport.drop_group("analytics")
         await transport.redis_client.aclose()
 
 

@@ -14,8 +14,10 @@ from praval.core.transport import Group, MessageTransport, transport_connection
 from praval.errors import (
     ConfigurationError,
     GroupInUseError,
+    TransportClosedError,
     TransportUnsupportedError,
 )
+from praval.testing.transports import Proxy
 from tests.servers import ActiveMQ, Mosquitto, RabbitMQ, Redis, Server
 
 _numbers = count()
@@ -152,6 +154,40 @@ async def test_a_group_with_wildcards_goes_with_its_patterns(
         assert [each.name for each in await transport.groups()] == ["dead"]
 
 
+async def test_a_group_of_a_redis_client_that_was_killed_is_in_use_for_its_lease(
+    redis_server: Redis, monkeypatch: pytest.MonkeyPatch, group: str
+) -> None:
+    """It might come back until then."""
+    monkeypatch.setattr("praval_transports.redis.LEASE", 0)
+    async with (
+        over("redis", redis_server) as transport,
+        Proxy("localhost", redis_server.port) as way,
+    ):
+        killed = {**way.changes, "keepalive": 1, "close_timeout": 0.1}
+        async with over("redis", redis_server, **killed) as member:
+            await member.subscribe(group.partition(".")[0], print, group=group)
+            await way.refuse()
+        with pytest.raises(GroupInUseError, match="did not say good-bye"):
+            await transport.drop_group(group)
+
+        async def counts_as_gone() -> bool:
+            return await transport.groups([group]) == [Group(group, members=0, messages=0)]
+
+        await until(counts_as_gone, "its lease ended")
+        assert await transport.drop_group(group) is True
+
+
+async def test_a_closed_transport_tells_and_drops_nothing(
+    opened: Callable[[], Opened], group: str
+) -> None:
+    async with opened() as transport:
+        pass
+    with pytest.raises(TransportClosedError):
+        await transport.groups([group])
+    with pytest.raises(TransportClosedError):
+        await transport.drop_group(group)
+
+
 async def test_rabbitmq_tells_of_groups_by_name_only(rabbitmq: RabbitMQ) -> None:
     """The error says which command lists them."""
     async with over("amqp", rabbitmq) as transport:
@@ -186,6 +222,28 @@ async def test_on_mqtt_the_session_of_one_client_is_dropped(
             await transport.drop_group(group)
         with pytest.raises(TransportUnsupportedError, match="sessions"):
             await transport.groups()
+
+
+async def test_on_mqtt_what_waited_goes_with_its_session(mosquitto: Mosquitto, group: str) -> None:
+    """Also where it would come in again meanwhile."""
+    topic = group.partition(".")[0]
+
+    def opened() -> Opened:
+        return over("mqtt", mosquitto, client_id=topic)
+
+    await leave_behind(opened, group, topic, f"{topic}.more")
+    heard: list[bytes] = []
+    async with opened() as transport:
+        assert await transport.drop_group(group) is True
+        assert transport.health().reconnects == 0
+        await transport.subscribe(topic, heard.append, group=group)
+        await transport.publish(topic, b"new")
+
+        async def came() -> bool:
+            return bool(heard)
+
+        await until(came, "the new one came")
+        assert heard == [b"new"]
 
 
 async def test_other_brokers_have_no_members_to_name(redis_server: Redis) -> None:
