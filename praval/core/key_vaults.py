@@ -9,11 +9,12 @@ All calls block. Guide: "Key Management System".
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Literal, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit
 
 from praval.core.key_files import locked, private_folder, read_private, write_private
 from praval.core.replay import Table
@@ -131,17 +132,57 @@ def vault_for(where: str | os.PathLike[str], *, allow_plaintext: bool = False) -
         ConfigurationError: the URL cannot be used, or asks for a connection without verified TLS
             and ``allow_plaintext`` is not set.
     """
-    scheme = urlsplit(where).scheme if isinstance(where, str) and "://" in where else ""
-    if not scheme:
+    if not (isinstance(where, str) and "://" in where):
         return FolderVault(Path(where))
+    scheme = where.partition("://")[0].lower()
     if scheme in ("postgresql", "postgres"):
         from praval.core.postgres_vault import PostgresVault
 
-        return PostgresVault(str(where), allow_plaintext=allow_plaintext)
+        return PostgresVault(where, allow_plaintext=allow_plaintext)
     if scheme in ("redis", "rediss"):
         from praval.core.redis_vault import RedisVault
 
-        return RedisVault(str(where), allow_plaintext=allow_plaintext)
+        return RedisVault(where, allow_plaintext=allow_plaintext)
     raise ConfigurationError(
         f"There is no secure store of kind {scheme!r}: a folder, postgresql:// or rediss://."
     )
+
+
+def read_url(url: str) -> tuple[SplitResult, dict[str, str], str]:
+    """Return the parts of a server's URL, its options, and the name of the store.
+
+    What a driver would misread is refused here: it is mostly a password with a character that
+    should have been encoded, and the driver would quote it in an error.
+
+    Raises:
+        ConfigurationError: it cannot be read; the text repeats nothing of it.
+    """
+    parts: SplitResult | None
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # refused here if it is none
+    except ValueError:
+        parts = None
+    if (
+        parts is None
+        or parts.fragment
+        or parts.netloc.count("@") > 1
+        or "@" in parts.path
+        or re.search(r"%(?![0-9A-Fa-f]{2})", parts.netloc)
+    ):
+        raise ConfigurationError(
+            "The URL of the secure store cannot be read: scheme://user:password@host:port/?store="
+            "name. In a password, write what is neither letter nor digit as %XX."
+        )
+    options = dict(parse_qsl(parts.query))
+    return parts, options, options.pop("store", "praval")
+
+
+def written_url(parts: SplitResult, options: dict[str, str]) -> str:
+    """Return the URL with these options instead of its own."""
+    return parts._replace(query=urlencode(options, quote_via=quote)).geturl()
+
+
+def said(error: Exception) -> str:
+    """What a server or its driver said, in one line; it names no password."""
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

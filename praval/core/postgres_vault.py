@@ -8,24 +8,20 @@ server's disk, as far as its ``synchronous_commit`` says.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from praval.core.key_vaults import Sync
+from praval.core.key_vaults import Sync, said
+from praval.core.postgres_connection import Connection, Place
 from praval.core.replay import Entry, Key
-from praval.core.replay_buffer import BufferedRows, Peer, PeerState, Writes
-from praval.errors import ConfigurationError, KeyringError, ReplayError, SealCode
+from praval.core.replay_buffer import BufferedRows, Peer, PeerState, Seen, Writes
+from praval.errors import KeyringError, ReplayError, SealCode
 
 if TYPE_CHECKING:
     import psycopg
 
 SCHEMA_VERSION = 1
-SECONDS = 10
-"""Seconds for a connection, a lock or a statement."""
-LIMITS = ("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout")
 MAKING = 0x70727661  # "prva": an advisory lock, so that tables are made by one process
 _SCHEMA = (
     """CREATE TABLE IF NOT EXISTS praval_store (
@@ -64,12 +60,12 @@ class PostgresVault:
     """See the module and :class:`praval.core.key_vaults.Vault`."""
 
     def __init__(self, url: str, *, allow_plaintext: bool) -> None:
-        self._conninfo, self.name = _conninfo(url, allow_plaintext=allow_plaintext)
-        self._connection = _Connection(self._conninfo)
-        self._shown = f"PostgreSQL at {urlsplit(url).hostname}, store {self.name!r}"
+        self._place = Place.of(url, allow_plaintext=allow_plaintext)
+        self.name = self._place.store
+        self._connection = Connection(self._place)
 
     def __repr__(self) -> str:
-        return self._shown
+        return repr(self._place)
 
     def exists(self) -> bool:
         """See :class:`Vault`, like all that follow."""
@@ -122,7 +118,7 @@ class PostgresVault:
 
     def open_table(self, sync: Sync) -> PostgresTable:
         """Open the table, on a connection of its own."""
-        return PostgresTable(self._conninfo, self.name)
+        return PostgresTable(self._place)
 
     def renew_table(self, instance: bytes) -> None:
         """Delete all entries, and begin under another instance."""
@@ -150,36 +146,30 @@ class PostgresVault:
             with self._connection.transaction() as db:
                 yield db
         except psycopg.Error as error:
-            raise KeyringError(f"{self!r} cannot be used: {_said(error)}.") from error
+            raise KeyringError(f"{self!r} cannot be used: {said(error)}.") from error
 
 
 class PostgresTable:
     """The replay memory of one store; see :class:`praval.core.replay.Table`."""
 
-    def __init__(self, conninfo: str, store: str) -> None:
+    def __init__(self, place: Place) -> None:
         """Open it.
 
         Raises:
             ReplayError: it is missing, or the server cannot be reached.
         """
-        self._store = store
-        self._connection = _Connection(conninfo)
+        self._store = place.store
+        self._connection = Connection(place)
         try:
             with self._using() as db:
                 row = db.execute(
-                    "SELECT instance FROM praval_replay WHERE store = %s", (store,)
+                    "SELECT instance FROM praval_replay WHERE store = %s", (self._store,)
                 ).fetchone()
+            self._seen = Seen(repr(place), row and row[0])
         except BaseException:
             self.close()
             raise
-        if row is None:
-            self.close()
-            raise ReplayError(
-                f"The replay memory of store {store!r} is missing. Without it nobody can tell what "
-                "was handled: praval keys rotate --lost makes a new one, with new keys.",
-                SealCode.REPLAY,
-            )
-        self.instance = bytes(row[0])
+        self.instance = self._seen.instance
 
     @contextmanager
     def transaction(self) -> Iterator[BufferedRows]:
@@ -193,13 +183,9 @@ class PostgresTable:
                 "SELECT instance, clock, fence FROM praval_replay WHERE store = %s FOR UPDATE",
                 (self._store,),
             ).fetchone()
-            if row is None or bytes(row[0]) != self.instance:
-                raise ReplayError(
-                    f"The replay memory of store {self._store!r} was deleted or made anew by "
-                    "another process. Start again with the keys that belong to it.",
-                    SealCode.REPLAY,
-                )
-            rows = BufferedRows(_Rows(db, self._store), row[1], row[2])
+            instance, clock, fence = row or (None, 0, 0)
+            self._seen.check(instance, fence)
+            rows = BufferedRows(_Rows(db, self._store), clock, fence)
             yield rows
             rows.flush()
 
@@ -216,7 +202,7 @@ class PostgresTable:
                 yield db
         except psycopg.Error as error:
             raise ReplayError(
-                f"The replay memory in PostgreSQL cannot be used: {_said(error)}. Nothing was "
+                f"The replay memory in PostgreSQL cannot be used: {said(error)}. Nothing was "
                 "acknowledged.",
                 SealCode.RATE_LIMITED,
             ) from error
@@ -280,88 +266,3 @@ class _Rows:
                 "UPDATE praval_replay SET (clock, fence) = (%s, %s) WHERE store = %s",
                 (writes.clock, writes.fence, self._store),
             )
-
-
-class _Connection:
-    """A connection that is made when it is needed, and made again when it was lost."""
-
-    def __init__(self, conninfo: str) -> None:
-        self._conninfo = conninfo
-        self._db: psycopg.Connection[Any] | None = None
-        self._lock = threading.RLock()
-
-    @contextmanager
-    def transaction(self) -> Iterator[psycopg.Connection[Any]]:
-        with self._lock:
-            db = self._opened()
-            try:
-                if db.info.transaction_status:  # inside of another block
-                    yield db
-                else:
-                    with db.transaction():
-                        yield db
-            finally:
-                if db.broken or db.closed:
-                    self.close()
-
-    def _opened(self) -> psycopg.Connection[Any]:
-        import psycopg
-
-        if self._db is not None and self._is_dead(self._db):
-            self.close()
-        if self._db is None:
-            db = self._db = psycopg.connect(self._conninfo, autocommit=True)
-            for name in (
-                "lock_timeout",
-                "statement_timeout",
-                "idle_in_transaction_session_timeout",
-            ):
-                db.execute("SELECT set_config(%s, %s, false)", (name, f"{SECONDS}s"))
-        return self._db
-
-    @staticmethod
-    def _is_dead(db: psycopg.Connection[Any]) -> bool:
-        """Whether the server has hung up, as far as can be seen without asking it."""
-        import psycopg
-
-        if db.closed or db.broken:
-            return True
-        if db.info.transaction_status:
-            return False
-        try:
-            db.pgconn.consume_input()
-        except psycopg.Error:
-            return True
-        return db.pgconn.status != psycopg.pq.ConnStatus.OK
-
-    def close(self) -> None:
-        with self._lock:
-            db, self._db = self._db, None
-            if db is not None:
-                import psycopg
-
-                with suppress(psycopg.Error):
-                    db.close()
-
-
-def _conninfo(url: str, *, allow_plaintext: bool) -> tuple[str, str]:
-    """Return what libpq is told, and the name of the store."""
-    parts = urlsplit(url)
-    options = dict(parse_qsl(parts.query))
-    store = options.pop("store", "praval")
-    if "ca_cert" in options:
-        options["sslrootcert"] = options.pop("ca_cert")
-    mode = options.setdefault("sslmode", "prefer" if allow_plaintext else "verify-full")
-    if mode != "verify-full" and not allow_plaintext:
-        raise ConfigurationError(
-            f"sslmode={mode} does not verify whose server it is: leave it out, or allow plaintext "
-            "in so many words (allow_plaintext=True)."
-        )
-    options.setdefault("connect_timeout", str(SECONDS))
-    options.setdefault("tcp_user_timeout", str(SECONDS * 1000))
-    return parts._replace(query=urlencode(options)).geturl(), store
-
-
-def _said(error: Exception) -> str:
-    """What the server or libpq said, in one line; it names no password."""
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

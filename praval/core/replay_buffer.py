@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol
 
 from praval.core.replay import Entry, Key
+from praval.errors import ReplayError, SealCode
 
 Peer = tuple[str, bytes]
 """Receiver, and agent id of the sender."""
@@ -53,6 +54,45 @@ class Server(Protocol):
     def write(self, writes: Writes) -> None:
         """Take all changes so far."""
         ...
+
+
+class Seen:
+    """What this process has seen of a table, to notice that it is another one or was set back."""
+
+    def __init__(self, place: str, instance: bytes | None) -> None:
+        """Begin with the table's instance.
+
+        Raises:
+            ReplayError: it has none: the table is missing.
+        """
+        if instance is None:
+            raise ReplayError(
+                f"The replay memory in {place} is missing. Without it nobody can tell what was "
+                "handled: praval keys rotate --lost makes a new one, with new keys.",
+                SealCode.REPLAY,
+            )
+        self._place, self.instance, self._fence = place, bytes(instance), 0
+
+    def check(self, instance: bytes | None, fence: int) -> None:
+        """Compare what a transaction finds with what was there before.
+
+        Raises:
+            ReplayError: it is not the same table, or an older state of it.
+        """
+        if instance != self.instance:
+            raise ReplayError(
+                f"The replay memory in {self._place} was deleted or made anew by another process. "
+                "Start again with the keys that belong to it.",
+                SealCode.REPLAY,
+            )
+        if fence < self._fence:  # the number of the last lease only rises
+            raise ReplayError(
+                f"The replay memory in {self._place} was set back: the server was restored, or "
+                "lost what it had confirmed. Nobody can tell what was handled since: "
+                "praval keys rotate --lost makes a new one, with new keys.",
+                SealCode.REPLAY,
+            )
+        self._fence = fence
 
 
 class BufferedRows:

@@ -7,17 +7,21 @@ on all tables, too.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
+import redis
 
-from praval.core import redis_vault
+from praval.core import postgres_connection, redis_connection
 from praval.core.key_box import CHEAP
 from praval.core.key_store import KeyStore
 from praval.core.key_vaults import vault_for
@@ -28,6 +32,7 @@ from praval.errors import ConfigurationError, KeyringError, PassphraseError, Rep
 from tests.sealing import stores
 from tests.sealing.actors import NOW, host
 from tests.servers import PostgreSQL, Redis, Server
+from tests.servers.plugin import FreshServer
 
 PASSPHRASE = "horse battery"
 CANARY = b"canary-2c77"
@@ -41,6 +46,14 @@ def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     server = request.getfixturevalue(stores.SERVERS[request.param])
     assert isinstance(server, Server)
     return stores.url(server)
+
+
+@contextmanager
+def client(where: str) -> Iterator[redis.Redis]:
+    """What an administrator of the Redis server uses."""
+    db = redis_connection.connect(redis_connection.place_of(where, allow_plaintext=False)[0])
+    yield db
+    db.close()
 
 
 _stores: list[KeyStore] = []
@@ -251,15 +264,61 @@ def test_many_spores_in_one_transaction(where: str) -> None:
     assert replay.purge(NOW + 1000 + 3 * replay.skew + 1) == 0
 
 
+HOLDER = """
+import sys, time
+from praval.core import redis_connection
+from praval.core.key_store import KeyStore
+from praval.core.replay import Key
+redis_connection.LOCKED = 2000
+now = int(sys.argv[2])
+store = KeyStore.open(sys.argv[1], "horse battery", now=now)
+replay = store.replay()
+with store.changing(now) as keyring, replay.batch():
+    keyring.subscribe("bob", ["undone"], now=now)
+    key = Key("bob", bytes(16), bytes(16))
+    replay.begin(key, b"x", created=now, expires=now + 60000, now=now)
+    print("inside", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_replica_that_is_killed_in_the_middle_of_a_change_hinders_nobody_for_long(
+    where: str,
+) -> None:
+    """Its locks end, and nothing of what it was about to write is there."""
+    made(where)
+    dying = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, where, str(NOW)], stdout=subprocess.PIPE, text=True
+    )
+    assert dying.stdout is not None
+    assert dying.stdout.readline() == "inside\n"
+    dying.kill()
+    dying.communicate()
+    store = opened(where)
+    with store.changing(NOW) as keyring:
+        assert keyring.get("bob").subscriptions != ("undone",)
+    begun = store.replay().begin(
+        Key("bob", bytes(16), bytes(16)), b"x", created=NOW, expires=NOW + 60_000, now=NOW
+    )
+    assert (begun.code, begun.attempt) == (None, 1)
+
+
+def test_locks_end_before_those_who_wait_for_them_give_up() -> None:
+    """Or the death of one replica would be the failure of all."""
+    assert redis_connection.PATIENCE * 1000 > redis_connection.LOCKED
+    assert postgres_connection.STATEMENT > postgres_connection.IDLE
+    assert postgres_connection.SILENCE > postgres_connection.STATEMENT
+
+
 # -- servers ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", [PostgreSQL, Redis])
 def test_a_server_that_goes_away_is_told_and_found_again(
-    fresh_server: object, kind: type[PostgreSQL | Redis]
+    fresh_server: FreshServer, kind: type[PostgreSQL | Redis]
 ) -> None:
     """Typed errors while it is away, nothing half-done, and no new start of ours."""
-    server = fresh_server(kind, durable=True)  # type: ignore[operator]
+    server = fresh_server(kind, durable=True)
     where = stores.url(server)
     made(where)
     store = opened(where)
@@ -307,11 +366,10 @@ def test_a_server_sees_no_key_no_content_and_no_name_it_needs_not(
         for secret in secrets:
             assert secret.hex() not in rows
     else:
-        db = redis_vault._connect(redis_vault._url(where, allow_plaintext=False)[0])
-        held = box + b"".join(
-            db.dump(name) or b"" for name in db.scan_iter(match="{praval:searched}:*")
-        )
-        db.close()
+        with client(where) as db:
+            held = box + b"".join(
+                db.dump(name) or b"" for name in db.scan_iter(match="{praval:searched}:*")
+            )
     for secret in secrets:
         assert secret not in held
 
@@ -320,7 +378,8 @@ def test_a_server_sees_no_key_no_content_and_no_name_it_needs_not(
     "where",
     [
         "redis://host/", "rediss://host/?ssl_cert_reqs=none", "postgresql://host/db?sslmode=disable",
-        "rediss://host/?ssl_check_hostname=false", "postgresql://host/db?sslmode=require",
+        "rediss://host/?ssl_check_hostname=false", "rediss://host/?ssl_check_hostname=0",
+        "rediss://host/?ssl_check_hostname=No", "postgresql://host/db?sslmode=require",
         "mysql://host/",
     ],
 )  # fmt: skip
@@ -355,11 +414,105 @@ def test_no_password_shows(request: pytest.FixtureRequest, kind: str) -> None:
     assert "hunter2" not in f"{refused.value} {refused.value.__cause__!r}"
 
 
+@pytest.mark.parametrize("scheme", ["postgresql", "rediss"])
+@pytest.mark.parametrize(
+    "password", ["hunter/2", "hunter@2", "hunter%zz2", "hunter#2", "hunter?2", "hunter[2"]
+)  # fmt: skip
+def test_a_password_that_breaks_its_url_is_not_repeated(scheme: str, password: str) -> None:
+    """The driver would take it for a host or a port and quote it; so it never gets it."""
+    with pytest.raises(ConfigurationError, match="cannot be read") as refused:
+        vault_for(f"{scheme}://praval:{password}@localhost:1/")
+    assert "hunter" not in f"{refused.value}"
+    assert refused.value.__suppress_context__ or refused.value.__context__ is None
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "rediss"])
+def test_a_password_of_any_characters_can_be_encoded(scheme: str) -> None:
+    """As %XX; the vault shows the host only."""
+    password = quote("hunter/@%#?[: 2", safe="")
+    assert "hunter" not in repr(vault_for(f"{scheme}://praval:{password}@localhost:1/"))
+
+
+@pytest.mark.parametrize("kind", [PostgreSQL, Redis])
+def test_a_server_that_says_nothing_is_given_up(
+    fresh_server: FreshServer, kind: type[PostgreSQL | Redis], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It hangs, its connections stay: there is an error in time, and all is well later."""
+    monkeypatch.setattr(redis_connection, "SECONDS", 2)
+    monkeypatch.setattr(redis_connection, "LOCKED", 2000)
+    server = fresh_server(kind)
+    where = stores.url(server)
+    made(where)
+    replay, times = opened(where).replay(), {"created": NOW, "expires": NOW + 60_000}
+    key = Key("bob", bytes(16), bytes(16))
+    begun = replay.begin(key, b"x", now=NOW, **times)
+    with hanging(server), monkeypatch.context() as patch:
+        patch.setattr(postgres_connection, "SILENCE", 1)
+        with pytest.raises(ReplayError, match=r"(?i)not answered|timeout"):
+            replay.commit(key, begun.fence)
+    replay.commit(key, begun.fence)
+    assert replay.begin(key, b"x", now=NOW, **times).code is SealCode.DUPLICATE
+
+
+@contextmanager
+def hanging(server: PostgreSQL | Redis) -> Iterator[None]:
+    """Stop what serves the connections of a server, without closing them."""
+    assert server.pid
+    pids = [server.pid]
+    if isinstance(server, PostgreSQL):
+        asked = "select pid from pg_stat_activity where backend_type = 'client backend'"
+        pids = [int(pid) for pid in server.psql(f"{asked} and pid <> pg_backend_pid()").split()]
+
+    def tell(what: signal.Signals) -> None:
+        for pid in pids:
+            with suppress(ProcessLookupError):  # its connection was closed a moment ago
+                os.kill(pid, what)
+
+    tell(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        tell(signal.SIGCONT)
+
+
+@pytest.mark.parametrize("kind", stores.SERVERS)
+def test_a_memory_that_was_set_back_is_noticed_by_who_is_at_work(
+    request: pytest.FixtureRequest, kind: str
+) -> None:
+    """A restored server, or one that lost what it had confirmed, would hand out numbers again."""
+    server = request.getfixturevalue(stores.SERVERS[kind])
+    where = stores.url(server, f"restored-{kind}")
+    made(where)
+    replay, times = opened(where).replay(), {"created": NOW, "expires": NOW + 60_000}
+    for number in range(3):
+        replay.begin(Key("bob", bytes(16), bytes([number] * 16)), b"x", now=NOW, **times)
+    if isinstance(server, PostgreSQL):
+        server.psql("update praval_replay set fence = 1 where store = 'restored-postgres'")
+    else:
+        with client(where) as db:
+            db.hset("{praval:restored-redis}:replay", "fence", 1)
+    with pytest.raises(ReplayError, match="was set back") as noticed:
+        replay.begin(Key("bob", bytes(16), bytes(16)), b"x", now=NOW, **times)
+    assert noticed.value.code is SealCode.REPLAY
+
+
+def test_a_redis_that_throws_keys_away_is_refused(fresh_server: FreshServer) -> None:
+    """What was handled must not be forgotten because the memory is full."""
+    where = stores.url(fresh_server(Redis))
+    made(where)
+    with client(where) as db:
+        db.config_set("maxmemory-policy", "allkeys-lru")
+        with pytest.raises(ReplayError, match="maxmemory-policy allkeys-lru"):
+            opened(where).replay()
+        db.config_set("maxmemory-policy", "noeviction")
+    opened(where).replay()
+
+
 def test_a_redis_transaction_that_took_too_long_writes_nothing(
     redis_server: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another process had the lock meanwhile."""
-    monkeypatch.setattr(redis_vault, "LOCKED", 50)
+    monkeypatch.setattr(redis_connection, "LOCKED", 50)
     where = stores.url(redis_server)
     made(where)
     slow, quick = opened(where), opened(where)
