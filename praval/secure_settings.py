@@ -40,7 +40,7 @@ class SecureSporesSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tr
         """Everything but the password that the URL of a store may hold."""
         shown = {name: getattr(self, name) for name in self.__struct_fields__}
         if self.keys_path is not None:
-            shown["keys_path"] = re.sub(r"//[^/@]*@", "//***@", self.keys_path)
+            shown["keys_path"] = re.sub(r"://.*", "://***", self.keys_path, flags=re.S)
         return f"SecureSporesSettings({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
 
 

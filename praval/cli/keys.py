@@ -38,6 +38,7 @@ app = typer.Typer(
 Dir = Annotated[
     str,
     typer.Option(
+        "--store",
         "--dir",
         envvar="PRAVAL_KEYS_STORE",
         help="The secure store: a folder, or the URL of a server, postgresql://... or rediss://...",

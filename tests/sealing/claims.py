@@ -77,6 +77,8 @@ CLAIMS: dict[str, tuple[str, ...]] = {
     "A lost or restored store, or a clock that jumps, stops everything": (
         "test_key_store.py::test_a_replay_memory_that_is_not_ours_stops_everything",
         "test_key_store.py::test_a_restored_backup_of_the_whole_folder_is_noticed_by_its_own_cards",
+        "test_shared_stores.py::test_a_memory_that_was_set_back_is_noticed_by_who_is_at_work",
+        "test_shared_stores.py::test_a_redis_that_throws_keys_away_is_refused",
         "test_replay.py::test_a_clock_that_jumps_stops_everything_until_somebody_looked",
     ),
     "An old card cannot be brought back; a revoked certificate stays revoked": (
@@ -123,6 +125,7 @@ CLAIMS: dict[str, tuple[str, ...]] = {
         "test_keys.py::test_no_secret_can_be_pickled",
         "test_keys.py::test_no_secret_is_in_an_exception_or_its_causes",
         "test_key_store.py::test_no_secret_lies_on_the_disk_in_plain",
+        "test_shared_stores.py::test_a_password_that_breaks_its_url_is_not_repeated",
     ),
 }
 

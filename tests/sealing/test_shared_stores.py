@@ -29,6 +29,7 @@ from praval.core.keys import Keyring
 from praval.core.lifetimes import DAY
 from praval.core.replay import Key
 from praval.errors import ConfigurationError, KeyringError, PassphraseError, ReplayError, SealCode
+from praval.secure_settings import SecureSporesSettings
 from tests.sealing import stores
 from tests.sealing.actors import NOW, host
 from tests.servers import PostgreSQL, Redis, Server
@@ -420,9 +421,10 @@ def test_no_password_shows(request: pytest.FixtureRequest, kind: str) -> None:
 )  # fmt: skip
 def test_a_password_that_breaks_its_url_is_not_repeated(scheme: str, password: str) -> None:
     """The driver would take it for a host or a port and quote it; so it never gets it."""
+    url = f"{scheme}://praval:{password}@localhost:1/"
     with pytest.raises(ConfigurationError, match="cannot be read") as refused:
-        vault_for(f"{scheme}://praval:{password}@localhost:1/")
-    assert "hunter" not in f"{refused.value}"
+        vault_for(url)
+    assert "hunter" not in f"{refused.value} {SecureSporesSettings(keys_path=url)!r}"
     assert refused.value.__suppress_context__ or refused.value.__context__ is None
 
 
@@ -548,10 +550,10 @@ def test_the_command_makes_and_shows_keys_on_a_server(
     request: pytest.FixtureRequest, kind: str, tmp_path: Path
 ) -> None:
     """By a variable, which others cannot see; nothing that it prints has the password."""
-    server = request.getfixturevalue(stores.SERVERS[kind])
+    server, name = request.getfixturevalue(stores.SERVERS[kind]), "by-command"
     environ = {
         **os.environ,
-        "PRAVAL_KEYS_STORE": stores.url(server),
+        "PRAVAL_KEYS_STORE": stores.url(server, name),
         "PRAVAL_KEYS_PASSPHRASE": PASSPHRASE,
         "PRAVAL_ROOT_PASSPHRASE": "root",
     }
@@ -567,6 +569,7 @@ def test_the_command_makes_and_shows_keys_on_a_server(
     assert keys("show").startswith("2 praval keys: There are no keys in that store")
     assert "made bob" in keys("init", "bob", "--root", str(tmp_path / "root"))
     assert "bob  agent id" in keys("show")
+    assert "bob  agent id" in keys("show", "--store", stores.url(server, name))
     assert "rotated bob" in keys("rotate")
     assert "refused from now on" in keys("rotate", "--lost")
     begun = keys("init", "ann")
