@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from praval.core.certificates import Rights
 from praval.core.key_box import CHEAP
@@ -52,15 +52,19 @@ class Root:
         return keyring
 
 
-def stored(folder: Path, keyring: Keyring) -> Path:
-    """Put a keyring into a store; returns its folder."""
-    KeyStore.create(folder, keyring, "secret", cost=CHEAP).close()
-    return folder
+Where = TypeVar("Where", Path, str)
+"""A folder, or the URL of a store on a server."""
 
 
-def reopened(folder: Path, lifetimes: Lifetimes = DEFAULT) -> KeyStore:
+def stored(where: Where, keyring: Keyring) -> Where:
+    """Put a keyring into a store; returns where it is."""
+    KeyStore.create(where, keyring, "secret", cost=CHEAP).close()
+    return where
+
+
+def reopened(where: Path | str, lifetimes: Lifetimes = DEFAULT) -> KeyStore:
     """Open a store as another process would."""
-    return KeyStore.open(folder, "secret", now=now(), lifetimes=lifetimes)
+    return KeyStore.open(where, "secret", now=now(), lifetimes=lifetimes)
 
 
 def brisk(**security: Any) -> Settings:

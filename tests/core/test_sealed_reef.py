@@ -27,6 +27,9 @@ from praval.errors import (
 from praval.settings import merge
 from tests.core.hosts import listener, unacknowledged, until
 from tests.core.sealed_hosts import CANARY, Root, brisk, now, outsider, reopened, stored
+from tests.sealing.stores import SERVERS
+from tests.sealing.stores import url as store_url
+from tests.servers import Server
 
 HOUR = 3_600_000
 
@@ -297,10 +300,20 @@ async def test_what_was_committed_is_known_after_a_restart(url: str, tmp_path: P
     assert heard == [("a", 1)]
 
 
-async def test_replicas_that_share_a_store_handle_a_spore_once(url: str, tmp_path: Path) -> None:
+@pytest.fixture(params=["folder", *SERVERS])
+def shared(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where replicas may share a store: in a folder, and on real servers over TLS."""
+    if request.param == "folder":
+        return str(tmp_path / "keys")
+    server = request.getfixturevalue(SERVERS[request.param])
+    assert isinstance(server, Server)
+    return store_url(server)
+
+
+async def test_replicas_that_share_a_store_handle_a_spore_once(url: str, shared: str) -> None:
     root, heard = Root(), list[Any]()
-    folder = await asyncio.to_thread(stored, tmp_path / "keys", root.keyring("a"))
-    stores = [await asyncio.to_thread(reopened, folder) for _ in range(2)]
+    await asyncio.to_thread(stored, shared, root.keyring("a"))
+    stores = [await asyncio.to_thread(reopened, shared) for _ in range(2)]
     async with (
         outsider(url) as attacker,
         Reef(listener("a", heard), transport=url, security=stores[0]) as one,
@@ -332,12 +345,10 @@ async def test_a_store_that_is_open_serves_one_reef(url: str, tmp_path: Path) ->
         pass  # one after the other may
 
 
-async def test_a_replica_learns_of_keys_that_another_one_has_renewed(
-    url: str, tmp_path: Path
-) -> None:
+async def test_a_replica_learns_of_keys_that_another_one_has_renewed(url: str, shared: str) -> None:
     root, heard = Root(), list[Any]()
-    folder = await asyncio.to_thread(stored, tmp_path / "keys", root.keyring("a"))
-    stores = [await asyncio.to_thread(reopened, folder) for _ in range(2)]
+    await asyncio.to_thread(stored, shared, root.keyring("a"))
+    stores = [await asyncio.to_thread(reopened, shared) for _ in range(2)]
     async with (
         Reef(listener("a", heard), transport=url, security=stores[0]) as one,
         Reef(listener("a", heard), transport=url, security=stores[1]) as two,
