@@ -33,7 +33,7 @@ demo: .venv/.stamp-demo
 
 # in two processes: much of the suite waits for brokers and for processes that are killed
 test: .venv/.stamp-dev servers
-	@$(PY) -m pytest -n 2 --dist worksteal $(ARGS)
+	@$(PY) -m pytest -n 3 --dist worksteal $(ARGS)
 
 fuzz: .venv/.stamp-dev
 	@$(PY) -m tests.fuzz.sealing $(ARGS)
