@@ -31,7 +31,7 @@ help:
 demo: .venv/.stamp-demo
 	@.venv/bin/praval demo $(PATH_) $(ARGS)
 
-# in two processes: much of the suite waits for brokers and for processes that are killed
+# in three processes: much of the suite waits for brokers and for processes that are killed
 test: .venv/.stamp-dev servers
 	@$(PY) -m pytest -n 3 --dist worksteal $(ARGS)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import getpass
 import os
 import sys
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from praval.cli._connect import NAMESPACE, Namespace, Transport, broker, refusals
+from praval.core.topics import join
 from praval.errors import ConfigurationError, PassphraseError, SealError
 
 if TYPE_CHECKING:  # PyNaCl is loaded by the command that needs it, not by each `praval`
@@ -266,7 +269,36 @@ def revoke(
         names = [int(each) if each.isdigit() else each for each in which or ()]
         for each in _open_root(folder).revoke(names, now=_now(), days=days):
             _say(f"revoked {each.name}, serial {each.serial}")
-        _say(f"signed {folder / STATUS}, current for {days} days: publish it to every host")
+        _say(f"signed {folder / STATUS}, current for {days} days. Tell all hosts:")
+        _say(f"  praval keys publish {folder / STATUS} --namespace NAMESPACE")
+
+
+@app.command()
+def publish(
+    file: Annotated[Path, typer.Argument(help="A status list (status.json), or a card.")],
+    transport: Transport = None,
+    namespace: Namespace = NAMESPACE,
+) -> None:
+    """Tell all hosts of a namespace what a root or an agent has signed; it proves itself.
+
+    Hosts that run keep it, and tell those that start later. It takes no keys to publish it.
+    """
+    with refusals("keys publish"), _refusals():
+        from praval.core.signed import read_signed
+
+        data = file.read_bytes()
+        if (kind := read_signed(data).kind) not in ("status", "card"):
+            raise _refused(f"{file} is a {kind}: only status lists and cards are published.")
+        asyncio.run(_publish(transport, namespace, data))
+        _say(f"published the {kind} to namespace {namespace!r}")
+
+
+async def _publish(transport: str | None, namespace: str, data: bytes) -> None:
+    open_transport = await broker(transport).connect(None)
+    try:
+        await open_transport.publish(join(namespace, "@keys"), data)
+    finally:
+        await open_transport.close()
 
 
 # -- steps of init -----------------------------------------------------------------------------
