@@ -339,7 +339,7 @@ class AgentRunner:
         self.last_seen = self.reef.clock()
         if self._settling is not None:
             settling, self._settling = self._settling, None
-            await settling
+            await asyncio.shield(settling)  # others wait for that mark, too
         if self.mailbox.ready:
             return True
         if self.gone or len(self._idle) >= KEPT_IDLE or len(self.workers) > self.limit:

@@ -182,6 +182,23 @@ async def test_dead_letters_beyond_the_bound_stay_in_the_journal_alone(tmp_path:
             assert {letter.id for letter in letters} == set(reef.books._dead_rows)
 
 
+async def test_a_worker_that_is_cancelled_leaves_the_mark_to_others(tmp_path: Path) -> None:
+    """Whoever else waits until the journal has an end is not told that it never will."""
+
+    @agent("worker")
+    def worker(spore: Spore) -> None: ...
+
+    async with Reef(worker, journal=tmp_path / "j") as reef:
+        runner = reef.runners["worker"]
+        mark = runner._settling = reef.loop.create_future()
+        resting = asyncio.ensure_future(runner._rest())
+        await asyncio.sleep(0)
+        resting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await resting
+        assert not mark.cancelled()
+
+
 async def test_a_failed_transaction_emits_nothing(tmp_path: Path) -> None:
     """What a transactional handler emitted before it failed never leaves."""
     heard: list[str] = []
