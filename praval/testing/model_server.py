@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 PATIENCE = 10.0
 """Seconds that anything in a test may take before it is a failure."""
+TURNS = 20
+"""Of the loop, until a connection that was accepted has a task that sees to its end."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,8 @@ class ModelServer:
         self._ready.set()
         await self._stop.wait()
         server.close()
+        for _ in range(TURNS):  # one that was accepted just now has no task yet
+            await asyncio.sleep(0)
         for writer in self._writers:
             cut(writer.transport)
         if self._tasks:
