@@ -111,22 +111,25 @@ class KeyStore:
 
         Every change of the keyring that is to last is made in such a block, or one process would
         undo another's rotation. What was erased from the keyring is gone from the store then, and
-        what it has heard meanwhile (cards, revocations) is in it.
+        what it has heard meanwhile (cards, revocations) is in it. If the block raises, or the store
+        cannot be written, the keyring here is what it was before.
 
         Raises:
             KeyringError: the store cannot be read or written, or another process keeps it.
         """
-        with self.vault.locked():
-            if (box := self.vault.read()) != self._box:
-                secret = self._key.unlock(box)
-                self.keyring.restore(secret, now=now)
-                self._box, self._stored = box, _digest(secret)
-            yield self.keyring
-            secret = self.keyring.dump()
-            if _digest(secret) != self._stored:
-                box = self._key.lock(secret, os.urandom)
-                self.vault.write(box)
-                self._box, self._stored = box, _digest(secret)
+        with self.keyring.whole():
+            with self.vault.locked():
+                box, stored = self.vault.read(), self._stored
+                if box != self._box:
+                    secret = self._key.unlock(box)
+                    self.keyring.restore(secret, now=now)
+                    stored = _digest(secret)
+                yield self.keyring
+                secret = self.keyring.dump()
+                if _digest(secret) != stored:
+                    box, stored = self._key.lock(secret, os.urandom), _digest(secret)
+                    self.vault.write(box)
+            self._box, self._stored = box, stored  # a server confirms at the end of the block
 
     def tick(self, now: int) -> list[bytes]:
         """Do what is due with the keys (`Keyring.tick`), once among all processes that share it.

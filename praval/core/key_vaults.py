@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Literal, Protocol
 from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit
@@ -130,22 +131,34 @@ def vault_for(where: str | os.PathLike[str], *, allow_plaintext: bool = False) -
 
     Raises:
         ConfigurationError: the URL cannot be used, or asks for a connection without verified TLS
-            and ``allow_plaintext`` is not set.
+            and ``allow_plaintext`` is not set, or the driver is not installed.
     """
     if not (isinstance(where, str) and "://" in where):
         return FolderVault(Path(where))
     scheme = where.partition("://")[0].lower()
     if scheme in ("postgresql", "postgres"):
+        _need("psycopg", "postgres")
         from praval.core.postgres_vault import PostgresVault
 
         return PostgresVault(where, allow_plaintext=allow_plaintext)
     if scheme in ("redis", "rediss"):
+        _need("redis", "redis")
         from praval.core.redis_vault import RedisVault
 
         return RedisVault(where, allow_plaintext=allow_plaintext)
     raise ConfigurationError(
         f"There is no secure store of kind {scheme!r}: a folder, postgresql:// or rediss://."
     )
+
+
+def _need(driver: str, extra: str) -> None:
+    try:
+        import_module(driver)
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"A secure store on this server needs the package {driver!r}, which is not installed. "
+            f'Install it with: pip install "praval-asyncio[{extra}]"'
+        ) from error
 
 
 def read_url(url: str) -> tuple[SplitResult, dict[str, str], str]:

@@ -10,7 +10,8 @@ Guide: "Key Management System".
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import msgspec
@@ -352,6 +353,28 @@ class Keyring:
             self._put(keys)
         if any(keys.card_expires <= now for keys in principals):
             self.tick(now)
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Undo all that a block did to the keyring, if it raises.
+
+        Cards that nobody has stored must not be published: others of the store would take them for
+        those of another store.
+        """
+        parts: tuple[object, ...] = (self, self.directory)
+        before = [
+            {
+                name: value.copy() if isinstance(value, dict | set) else value
+                for name, value in vars(part).items()
+            }
+            for part in parts
+        ]
+        try:
+            yield
+        except BaseException:
+            for part, state in zip(parts, before, strict=True):
+                vars(part).update(state)
+            raise
 
     # -- inside --------------------------------------------------------------------------
 

@@ -26,6 +26,8 @@ STATEMENT = IDLE + 5
 """Seconds for a statement, and for the lock that it waits for."""
 SILENCE = STATEMENT + 5
 """Seconds until a server that does not answer is given up."""
+OVERRULING = ("ssl", "requiressl")
+"""Options that libpq takes for an sslmode, whatever sslmode itself says."""
 
 
 class Place:
@@ -48,6 +50,9 @@ class Place:
         parts, options, store = read_url(url)
         if "ca_cert" in options:
             options["sslrootcert"] = options.pop("ca_cert")
+        for option in OVERRULING:
+            if option in options:
+                raise ConfigurationError(f"{option}= overrules sslmode=: leave it out.")
         mode = options.setdefault("sslmode", "prefer" if allow_plaintext else "verify-full")
         if mode != "verify-full" and not allow_plaintext:
             raise ConfigurationError(
@@ -84,10 +89,14 @@ class Connection:
                     self.close()
 
     def _opened(self) -> psycopg.Connection[Any]:
+        import psycopg
+
         if self._db is not None and self._is_dead(self._db):
             self.close()
         if self._db is None:
             db = self._db = _impatient().connect(self._place.conninfo, autocommit=True)
+            # Each statement sees what others wrote while it waited for its lock.
+            db.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
             for name, seconds in (
                 ("lock_timeout", STATEMENT),
                 ("statement_timeout", STATEMENT),

@@ -28,7 +28,7 @@ _SCHEMA = (
         name text PRIMARY KEY, version integer NOT NULL, keyring bytea NOT NULL)""",
     """CREATE TABLE IF NOT EXISTS praval_replay (
         store text PRIMARY KEY, instance bytea NOT NULL, clock bigint NOT NULL,
-        fence bigint NOT NULL)""",
+        fence bigint NOT NULL, number bigint NOT NULL)""",
     """CREATE TABLE IF NOT EXISTS praval_replay_entry (
         store text NOT NULL REFERENCES praval_replay ON DELETE CASCADE,
         receiver text NOT NULL, sender bytea NOT NULL, spore bytea NOT NULL,
@@ -132,7 +132,7 @@ class PostgresVault:
 
     def _make_table(self, db: psycopg.Connection[Any], instance: bytes) -> None:
         db.execute(
-            "INSERT INTO praval_replay VALUES (%s, %s, 0, 0)"
+            "INSERT INTO praval_replay VALUES (%s, %s, 0, 0, 0)"
             " ON CONFLICT (store) DO UPDATE SET instance = EXCLUDED.instance",
             (self.name, instance),
         )
@@ -180,14 +180,16 @@ class PostgresTable:
         """
         with self._using() as db:
             row = db.execute(
-                "SELECT instance, clock, fence FROM praval_replay WHERE store = %s FOR UPDATE",
+                "SELECT instance, clock, fence, number FROM praval_replay WHERE store = %s"
+                " FOR UPDATE",
                 (self._store,),
             ).fetchone()
-            instance, clock, fence = row or (None, 0, 0)
-            self._seen.check(instance, fence)
-            rows = BufferedRows(_Rows(db, self._store), clock, fence)
+            instance, clock, fence, last = row or (None, 0, 0, 0)
+            self._seen.check(instance, last)
+            rows = BufferedRows(_Rows(db, self._store), clock, fence, last)
             yield rows
             rows.flush()
+        self._seen.confirmed(rows.number)
 
     def close(self) -> None:
         """Close the connection."""
@@ -263,6 +265,6 @@ class _Rows:
                 peers = [(self._store, *peer, *state) for peer, state in writes.peers.items()]
                 cursor.executemany(_PUT_PEER, peers)
             cursor.execute(
-                "UPDATE praval_replay SET (clock, fence) = (%s, %s) WHERE store = %s",
-                (writes.clock, writes.fence, self._store),
+                "UPDATE praval_replay SET (clock, fence, number) = (%s, %s, %s) WHERE store = %s",
+                (writes.clock, writes.fence, writes.number, self._store),
             )

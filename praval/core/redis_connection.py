@@ -20,6 +20,11 @@ LOCKED = 10_000
 """Milliseconds for which a lock holds: that of a dead process ends then."""
 PATIENCE = LOCKED / 1000 + 5
 """Seconds to wait for a lock: longer than a dead process can hold it."""
+TLS = {
+    *("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_password"),
+    *("ssl_cert_reqs", "ssl_check_hostname"),
+}
+"""Options of rediss:// that are handed on; the client raises all sorts of errors for others."""
 POLL = 0.002, 0.05
 """Seconds between two looks at a lock that another holds: the first, the longest."""
 
@@ -82,8 +87,8 @@ def place_of(url: str, *, allow_plaintext: bool) -> tuple[str, str, str]:
     """Return what the client is told, the name of the store, and what may be shown of both.
 
     Raises:
-        ConfigurationError: the URL cannot be read, or asks for less than verified TLS without
-            ``allow_plaintext``.
+        ConfigurationError: the URL cannot be read, has an option or a database that cannot be,
+            or asks for less than verified TLS without ``allow_plaintext``.
     """
     parts, options, store = read_url(url)
     if parts.hostname is None:
@@ -101,4 +106,16 @@ def place_of(url: str, *, allow_plaintext: bool) -> tuple[str, str, str]:
                 raise ConfigurationError(
                     f"The certificate of the Redis server must be verified: leave {option} out."
                 )
+    known = {"db", *(TLS if parts.scheme == "rediss" else ())}
+    if unknown := options.keys() - known:
+        raise ConfigurationError(
+            f"A secure store at {parts.scheme}:// has no option {min(unknown)!r}; there are: "
+            f"{', '.join(sorted({'store', *known}))}."
+        )
+    database = options.get("db", parts.path.strip("/") or "0")
+    if not (database.isascii() and database.isdecimal()):
+        raise ConfigurationError(
+            "A database of Redis is a number: rediss://host/0. The store's name is given by "
+            "?store=name."
+        )
     return written_url(parts, options), store, f"Redis at {parts.hostname}, store {store!r}"

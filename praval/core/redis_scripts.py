@@ -1,4 +1,4 @@
-"""What a vault does on the Redis server, each in one step; 0 or nil: the lock was not ours."""
+"""What a vault does on the Redis server, each in one step; 0 or nil: a lock was not ours."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ CREATE = """
 if redis.call('exists', KEYS[1]) == 1 then return 0 end
 redis.call('hset', KEYS[1], 'version', ARGV[1], 'keyring', ARGV[2])
 redis.call('del', KEYS[2], KEYS[3], KEYS[4], KEYS[5])
-redis.call('hset', KEYS[2], 'instance', ARGV[3], 'clock', 0, 'fence', 0)
+redis.call('hset', KEYS[2], 'instance', ARGV[3], 'clock', 0, 'fence', 0, 'number', 0)
 return 1
 """
 UNLOCK = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) end"
@@ -17,15 +17,16 @@ return 1
 """
 RENEW = """
 if redis.call('get', KEYS[1]) ~= ARGV[1] then return 0 end
-redis.call('del', KEYS[2], KEYS[3], KEYS[4], KEYS[5])
-redis.call('hset', KEYS[2], 'instance', ARGV[2], 'clock', 0, 'fence', 0)
+if redis.call('get', KEYS[2]) ~= ARGV[2] then return 0 end
+redis.call('del', KEYS[3], KEYS[4], KEYS[5], KEYS[6])
+redis.call('hset', KEYS[3], 'instance', ARGV[3], 'clock', 0, 'fence', 0, 'number', 0)
 return 1
 """
 # lock, meta, entries, expiries, peers, then one sorted set of what is committed for each peer
 WRITE = """
 if redis.call('get', KEYS[1]) ~= ARGV[1] then return 0 end
-redis.call('hset', KEYS[2], 'clock', ARGV[2], 'fence', ARGV[3])
-local n = 4
+redis.call('hset', KEYS[2], 'clock', ARGV[2], 'fence', ARGV[3], 'number', ARGV[4])
+local n = 5
 for _ = 1, tonumber(ARGV[n]) do
     local done = KEYS[5 + tonumber(ARGV[n + 1])]
     redis.call('hset', KEYS[3], ARGV[n + 2], ARGV[n + 3])

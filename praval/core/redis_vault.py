@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 SCAN = 200
 """Expired entries that are looked at together."""
 SCHEMA_VERSION = b"1"
+META = ["instance", "clock", "fence", "number"]
 
 _entry = msgspec.msgpack.Decoder(Entry)
 _peer = msgspec.msgpack.Decoder(tuple[int, int])
@@ -128,17 +129,21 @@ class RedisVault:
         return RedisTable(self._url, self._names, self._shown)
 
     def renew_table(self, instance: bytes) -> None:
-        """Delete all entries, and begin under another instance."""
+        """Delete all entries, and begin under another instance, when no transaction is open."""
         names = self._names
         with self._using() as db:
-            for key in db.scan_iter(match=_escaped(names.done(("", b""))[:-1]) + "*"):
-                db.delete(key)
-            self._must(
-                db.eval(
-                    redis_scripts.RENEW, 5, names.store_lock, names.meta, names.entries,
-                    names.expiries, names.peers, self._token, instance,
-                )
-            )  # fmt: skip
+            token = lock(db, names.lock)
+            try:
+                for key in db.scan_iter(match=_escaped(names.done(("", b""))[:-1]) + "*"):
+                    db.delete(key)
+                self._must(
+                    db.eval(
+                        redis_scripts.RENEW, 6, names.store_lock, names.lock, names.meta,
+                        names.entries, names.expiries, names.peers, self._token, token, instance,
+                    )
+                )  # fmt: skip
+            finally:
+                unlock(db, names.lock, token)
 
     def close(self) -> None:
         """Close the connections."""
@@ -199,12 +204,13 @@ class RedisTable:
         with self._lock, _as_replay_error():
             token = lock(self._redis, self._names.lock)
             try:
-                meta: Any = self._redis.hmget(self._names.meta, ["instance", "clock", "fence"])
-                clock, fence = int(meta[1] or 0), int(meta[2] or 0)
-                self._seen.check(meta[0], fence)
-                rows = BufferedRows(_Rows(self._redis, self._names, token), clock, fence)
+                meta: Any = self._redis.hmget(self._names.meta, META)
+                clock, fence, last = (int(each or 0) for each in meta[1:])
+                self._seen.check(meta[0], last)
+                rows = BufferedRows(_Rows(self._redis, self._names, token), clock, fence, last)
                 yield rows
                 rows.flush()
+                self._seen.confirmed(rows.number)
             finally:
                 unlock(self._redis, self._names.lock, token)
 
@@ -264,7 +270,8 @@ class _Rows:
                 sets[peer] = len(sets) + 1
             return sets[peer]
 
-        arguments: list[Any] = [self._token, writes.clock, writes.fence, len(writes.entries)]
+        arguments: list[Any] = [self._token, writes.clock, writes.fence, writes.number]
+        arguments.append(len(writes.entries))
         for key, entry in writes.entries.items():
             created = "" if entry.outcome is None else entry.created
             arguments += [numbered(key), _packed(key), _encode(entry), entry.expires, created]

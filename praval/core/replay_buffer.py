@@ -30,6 +30,8 @@ class Writes(NamedTuple):
     peers: dict[Peer, PeerState]
     clock: int
     fence: int
+    number: int
+    """That of the transaction."""
 
 
 class Server(Protocol):
@@ -71,10 +73,10 @@ class Seen:
                 "handled: praval keys rotate --lost makes a new one, with new keys.",
                 SealCode.REPLAY,
             )
-        self._place, self.instance, self._fence = place, bytes(instance), 0
+        self._place, self.instance, self._number = place, bytes(instance), 0
 
-    def check(self, instance: bytes | None, fence: int) -> None:
-        """Compare what a transaction finds with what was there before.
+    def check(self, instance: bytes | None, number: int) -> None:
+        """Compare what a transaction finds, and the number of the last one, with what was there.
 
         Raises:
             ReplayError: it is not the same table, or an older state of it.
@@ -85,22 +87,27 @@ class Seen:
                 "Start again with the keys that belong to it.",
                 SealCode.REPLAY,
             )
-        if fence < self._fence:  # the number of the last lease only rises
+        if number < self._number:  # it only rises
             raise ReplayError(
                 f"The replay memory in {self._place} was set back: the server was restored, or "
                 "lost what it had confirmed. Nobody can tell what was handled since: "
                 "praval keys rotate --lost makes a new one, with new keys.",
                 SealCode.REPLAY,
             )
-        self._fence = fence
+
+    def confirmed(self, number: int) -> None:
+        """Remember the number of a transaction of ours that the server has confirmed."""
+        self._number = number
 
 
 class BufferedRows:
     """See the module and :class:`praval.core.replay.Rows`."""
 
-    def __init__(self, server: Server, clock: int, fence: int) -> None:
+    def __init__(self, server: Server, clock: int, fence: int, last: int) -> None:
         self._server = server
         self._clock, self._fence = clock, fence
+        self.number = last + 1
+        """That of this transaction: they are counted, so that none is lost unseen."""
         self._known: dict[Key, Entry | None] = {}
         self._peers: dict[Peer, PeerState] = {}
         self._put: dict[Key, Entry] = {}
@@ -172,7 +179,7 @@ class BufferedRows:
 
     def _write(self, gone: list[Key]) -> None:
         peers = {peer: self._peers[peer] for peer in self._changed}
-        self._server.write(Writes(self._put, gone, peers, self._clock, self._fence))
+        self._server.write(Writes(self._put, gone, peers, self._clock, self._fence, self.number))
         self._put, self._changed = {}, set()
 
     def _peer(self, peer: Peer) -> PeerState:

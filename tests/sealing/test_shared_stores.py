@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -31,7 +32,7 @@ from praval.core.replay import Key
 from praval.errors import ConfigurationError, KeyringError, PassphraseError, ReplayError, SealCode
 from praval.secure_settings import SecureSporesSettings
 from tests.sealing import stores
-from tests.sealing.actors import NOW, host
+from tests.sealing.actors import NOW, a_root, host
 from tests.servers import PostgreSQL, Redis, Server
 from tests.servers.plugin import FreshServer
 
@@ -392,6 +393,36 @@ def test_a_server_that_is_not_verified_is_refused(where: str) -> None:
         vault_for(where, allow_plaintext=True)
 
 
+@pytest.mark.parametrize(
+    "where",
+    [
+        "postgresql://host/db?sslmode=verify-full&ssl=true", "postgresql://host/db?%73sl=true",
+        "postgresql://host/db?sslmode=verify-full&requiressl=0",
+        "rediss://host/?foo=1", "rediss://host/?db=x", "rediss://host/desk", "rediss://host/?db=-1",
+        "rediss://host/?socket_timeout=abc", "rediss://host/?ssl_min_version=9",
+        "redis://host/?ca_cert=ca.pem",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("allow_plaintext", [False, True])
+def test_an_option_that_is_not_ours_is_refused_at_once(where: str, allow_plaintext: bool) -> None:
+    """libpq lets some overrule sslmode, and redis-py raises what nobody expects."""
+    with pytest.raises(ConfigurationError):
+        vault_for(where, allow_plaintext=allow_plaintext)
+
+
+@pytest.mark.parametrize(
+    ("where", "driver", "extra"),
+    [("postgresql://host/db", "psycopg", "postgres"), ("rediss://host/", "redis", "redis")],
+)
+def test_a_missing_driver_is_told_with_what_installs_it(
+    where: str, driver: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drivers are extras."""
+    monkeypatch.setitem(sys.modules, driver, None)
+    with pytest.raises(ConfigurationError, match=rf"praval-asyncio\[{extra}\]"):
+        vault_for(where)
+
+
 @pytest.mark.parametrize("kind", stores.SERVERS)
 def test_a_server_of_another_authority_is_refused(
     request: pytest.FixtureRequest, kind: str
@@ -477,25 +508,43 @@ def hanging(server: PostgreSQL | Redis) -> Iterator[None]:
         tell(signal.SIGCONT)
 
 
+@pytest.mark.parametrize("lost", ["a begin", "a commit"])
 @pytest.mark.parametrize("kind", stores.SERVERS)
 def test_a_memory_that_was_set_back_is_noticed_by_who_is_at_work(
-    request: pytest.FixtureRequest, kind: str
+    request: pytest.FixtureRequest, kind: str, lost: str
 ) -> None:
-    """A restored server, or one that lost what it had confirmed, would hand out numbers again."""
+    """Even by one transaction: a restored server, or one that lost what it had confirmed."""
     server = request.getfixturevalue(stores.SERVERS[kind])
-    where = stores.url(server, f"restored-{kind}")
+    store = f"restored-{kind}-{lost[2:]}"
+    where = stores.url(server, store)
     made(where)
     replay, times = opened(where).replay(), {"created": NOW, "expires": NOW + 60_000}
-    for number in range(3):
-        replay.begin(Key("bob", bytes(16), bytes([number] * 16)), b"x", now=NOW, **times)
-    if isinstance(server, PostgreSQL):
-        server.psql("update praval_replay set fence = 1 where store = 'restored-postgres'")
-    else:
-        with client(where) as db:
-            db.hset("{praval:restored-redis}:replay", "fence", 1)
+    key = Key("bob", bytes(16), bytes(16))
+    begun = replay.begin(key, b"x", now=NOW, **times)
+    with set_back(server, store):
+        if lost == "a commit":
+            replay.commit(key, begun.fence)
+        else:
+            replay.begin(key._replace(spore=b"s" * 16), b"x", now=NOW, **times)
     with pytest.raises(ReplayError, match="was set back") as noticed:
-        replay.begin(Key("bob", bytes(16), bytes(16)), b"x", now=NOW, **times)
+        replay.begin(key, b"x", now=NOW + replay.lease, **times)
     assert noticed.value.code is SealCode.REPLAY
+
+
+@contextmanager
+def set_back(server: PostgreSQL | Redis, store: str) -> Iterator[None]:
+    """Undo on the server what the block does to the numbers of a store."""
+    if isinstance(server, PostgreSQL):
+        of_store = f"praval_replay where store = '{store}'"
+        numbers = "clock, fence, number"
+        before = server.psql(f"select {numbers} from {of_store}").strip().replace("|", ", ")
+        yield
+        server.psql(f"update praval_replay set ({numbers}) = ({before}) where store = '{store}'")
+        return
+    with client(stores.url(server, store)) as db:
+        fields: Any = db.hgetall(name := f"{{praval:{store}}}:replay")
+        yield
+        db.hset(name, mapping=fields)
 
 
 def test_a_redis_that_throws_keys_away_is_refused(fresh_server: FreshServer) -> None:
@@ -540,6 +589,102 @@ def test_a_redis_transaction_that_took_too_long_writes_nothing(
     with pytest.raises(KeyringError, match=r"lock of .* was lost"):
         change()
     assert opened(where).keyring.get("bob").subscriptions == ("quick",)
+
+
+@pytest.mark.parametrize("kind", stores.SERVERS)
+def test_a_new_memory_takes_nothing_from_a_transaction_with_the_old_one(
+    request: pytest.FixtureRequest, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits until that has ended; otherwise entries under the old keys would be in it."""
+    where = stores.url(request.getfixturevalue(stores.SERVERS[kind]))
+    made(where)
+    new, old = opened(where), opened(where)
+    replay, inside, renewed = old.replay(), threading.Event(), threading.Event()
+    key = Key("bob", bytes(16), bytes(16))
+    renew = new.vault.renew_table
+
+    def renew_and_tell(instance: bytes) -> None:
+        renew(instance)
+        renewed.set()
+
+    def work() -> None:
+        with replay.batch():
+            replay.begin(key, b"x", created=NOW, expires=NOW + 9, now=NOW)
+            inside.set()
+            renewed.wait(1)
+
+    monkeypatch.setattr(new.vault, "renew_table", renew_and_tell)
+    working = threading.Thread(target=work)
+    working.start()
+    inside.wait()
+    new.recover(now=NOW + 1)
+    working.join()
+    begun = new.replay().begin(key, b"x", created=NOW + 2, expires=NOW + 9, now=NOW + 2)
+    assert (begun.code, begun.attempt) == (None, 1)
+    with pytest.raises(ReplayError, match="made anew"):
+        replay.begin(key, b"x", created=NOW + 2, expires=NOW + 9, now=NOW + 2)
+
+
+@pytest.mark.parametrize("when", ["written", "confirmed"])
+def test_a_change_that_could_not_be_written_is_undone(
+    where: str, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A card that other replicas do not know must not be used, or they would stop for it."""
+    made(where)
+    store = opened(where)
+    before, said, locked = store.keyring.dump(), store.keyring.card("bob"), store.vault.locked
+
+    def fails(box: bytes) -> None:
+        raise KeyringError("The server went away.")
+
+    @contextmanager
+    def fails_at_its_end() -> Iterator[None]:
+        with locked():
+            yield
+            fails(b"")
+
+    if when == "written":
+        monkeypatch.setattr(store.vault, "write", fails)
+    else:
+        monkeypatch.setattr(store.vault, "locked", fails_at_its_end)
+
+    def change() -> None:
+        with store.changing(NOW + 5) as keyring:
+            keyring.rotate("bob", now=NOW + 5)
+            keyring.directory.roots.add(a_root("second").verify_key)
+
+    with pytest.raises(KeyringError, match="went away"):
+        change()
+    assert store.keyring.dump() == before
+    assert [known.data for known in store.keyring.directory.known(NOW)] == [said]
+    monkeypatch.undo()
+    store.tick(NOW + 6)  # takes what the server has: that was written after all, or not
+    assert opened(where).keyring.dump() == store.keyring.dump()
+
+
+def test_a_database_with_stricter_transactions_does_as_well(fresh_server: FreshServer) -> None:
+    """Ours lock what they change; they must see what was written while they waited for it."""
+    server = fresh_server(PostgreSQL)
+    where = stores.url(server)
+    made(where)
+    server.psql("alter database postgres set default_transaction_isolation to 'serializable'")
+    replays = [opened(where).replay() for _ in range(3)]
+    times, failed = {"created": NOW, "expires": NOW + 60_000}, []
+
+    def work(number: int) -> None:
+        for spore in range(10):
+            try:
+                key = Key("bob", bytes(16), bytes([number, spore]) * 8)
+                replays[number].begin(key, b"x", now=NOW, **times)
+            except ReplayError as error:
+                failed.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
 
 
 # -- the command and the settings --------------------------------------------------------------
