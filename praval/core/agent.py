@@ -159,7 +159,11 @@ class AgentDefinition(Agent):
         return self.handler(*args, **kwargs)
 
     def on_start(self, hook: Hook) -> Hook:
-        """Register a function (plain or async) to run when a Reef starts this agent."""
+        """Register a function (plain or async) to run when a Reef starts this agent.
+
+        Over a transport the agent is not called before. The hook may send to any agent; an answer
+        it gets only from one that has started: of this Reef, those that were named before.
+        """
         self.start_hooks.append(hook)
         return hook
 

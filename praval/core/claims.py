@@ -93,7 +93,11 @@ class ClaimDesk:
         await self._questions.aclose(seconds)
 
     async def _ask(self, inbox: str, keys: list[Key]) -> bool:
-        return await self._send(inbox, CLAIMS, encode(Claims(self._replica, keys, self._inbox)))
+        sent = await self._send(inbox, CLAIMS, encode(Claims(self._replica, keys, self._inbox)))
+        if not sent and not self._is_here(inbox):
+            for spore_id, name in keys:  # its sender has left: nobody will answer
+                self.answered(Answer(spore_id, name, granted=True))
+        return sent
 
     async def _keep_renewing(self, at_work: Mapping[Key, Inbound]) -> None:
         clock = asyncio.get_running_loop().time

@@ -116,9 +116,9 @@ class Crew:
             await self._reef.bridge.attach_all()
         for runner in runners:
             await self._run_hooks(runner.agent.start_hooks)
+            self._admit(runner)  # the hooks of those after it may ask it something
         for runner in runners:
             await self._recover(runner)
-            self._admit(runner)
 
     async def _welcome(self, runner: AgentRunner) -> None:
         if self._reef.bridge is not None:

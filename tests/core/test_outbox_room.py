@@ -232,6 +232,25 @@ async def test_start_hooks_may_publish_and_run_before_their_agent_is_called(url:
     assert other == [("other", "to all")]
 
 
+@pytest.mark.parametrize("remote", [False, True])
+async def test_a_start_hook_may_ask_the_agents_before_its_own(url: str, remote: bool) -> None:
+    """They have started, on a wire as on the local bus."""
+    answers: list[Any] = []
+
+    @agent("first")
+    async def first(spore: Spore) -> dict[str, int]:
+        return {"n": spore.knowledge["n"] + 1}
+
+    second = listener("second", [])
+
+    @second.on_start
+    async def ask(reef: Reef) -> None:
+        answers.append((await reef.request("first", {"n": 1}, timeout=5)).knowledge["n"])
+
+    async with Reef(first, second, transport=url if remote else False):
+        assert answers == [2]
+
+
 async def test_an_agent_that_is_added_later_starts_like_the_first(url: str) -> None:
     """Also if its hook fails: it is at work then, as on the local bus."""
     heard: list[Any] = []

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from praval.core.agent import AgentDefinition
 from praval.core.claims import ClaimDesk
 from praval.core.inbox import Inbox
 from praval.core.receipts import Answer, decode_claims
+from praval.core.transport import MessageTransport, transport_connection
 from praval.errors import TransportConnectionError
 from tests.core.hosts import broken, listener, quick, until
 
@@ -363,6 +365,54 @@ async def test_without_any_answer_a_spore_is_handled(
     assert await desk.may_handle("n.@inbox-you", ("s", "worker"), lambda: True)
     assert len(asked) > 1 if present else len(asked) == 1
     assert "no answer to the claim for spore s" in caplog.text
+    await desk.aclose(1)
+
+
+async def test_what_a_sender_left_behind_is_handled_at_once(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody reads its inbox, and it is not expected to: there is no answer to wait for."""
+    monkeypatch.setattr(claims, "ANSWER_WITHIN", 60)
+    gate, handled = asyncio.Event(), Counter[int]()
+
+    @agent("worker")
+    async def worker(spore: Spore) -> None:
+        handled[spore.knowledge["n"]] += 1
+        await gate.wait()
+
+    def narrow() -> AbstractAsyncContextManager[MessageTransport]:
+        return transport_connection("local", {"url": url, "prefetch_count": 1})
+
+    async with (
+        narrow() as one,
+        narrow() as two,
+        Reef(worker, transport=one) as first,
+        Reef(worker, transport=two) as second,
+    ):
+        await until(lambda: len(first.agents()) == len(second.agents()) == 2, "they are known")
+        settings = quick(receipt="receiver", resend_after=60, drain_timeout=0.01)
+        async with Reef(transport=url, settings=settings) as sender:
+            await until(lambda: len(sender.agents()) == 2, "they are known to the sender")
+            for n in range(SPORES):
+                await sender.send("worker", {"n": n})
+        gate.set()
+        await until(lambda: len(handled) == SPORES, "all were handled")
+
+
+async def test_who_is_only_cut_off_is_asked_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sender that is at work reads its inbox again when its link is back."""
+    monkeypatch.setattr(claims, "ANSWER_WITHIN", 0.005)
+    asked: list[Any] = []
+
+    async def send(inbox: str, kind: str, body: bytes) -> bool:
+        asked.append(body)
+        return False
+
+    desk = ClaimDesk("me", "n.@inbox-me", send, lambda inbox: True)
+    asking = asyncio.ensure_future(desk.may_handle("n.@inbox-you", ("s", "worker"), lambda: True))
+    await until(lambda: len(asked) >= 3, "asked again")
+    desk.answered(Answer("s", "worker", False))
+    assert await asking is False
     await desk.aclose(1)
 
 
