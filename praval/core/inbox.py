@@ -6,6 +6,7 @@ It also sends the notes that go to the inboxes of others.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 INBOX = "@inbox-"
 """Beginning of the channel on which a Reef hears replies and notes."""
+ACQUAINTANCE = 2.0
+"""Seconds after its first announcement in which a Reef may not have heard of all others yet."""
 
 
 class AnyInbox(Protocol):
@@ -67,12 +70,15 @@ class Inbox:
         self._transport = transport
         self._presence = presence
         self._take_reply = take_reply
+        self._acquainted_at = math.inf
+        """From when on it knows of others: before, it does not take itself for the only one."""
         self._receipts = NoteDesk(self._send_receipts, insists=True)
         self._answers = NoteDesk(self._send_answers)
         self._claims = ClaimDesk(replica, self.topic, self._send, self._is_read)
 
     def start(self, at_work: Mapping[Key, Inbound]) -> None:
         """Renew the claims for what is ``at_work``, from time to time."""
+        self._acquainted_at = asyncio.get_running_loop().time() + ACQUAINTANCE
         self._claims.start(at_work)
 
     async def aclose(self, seconds: float) -> None:
@@ -96,7 +102,8 @@ class Inbox:
             GiveBack: it is not ``wanted`` any more.
         """
         others = self._presence.hosts_of(key[1]) - {self._replica}
-        if not others and delivery.attempt == 1 and receipts.RESENT not in delivery.headers:
+        only_copy = delivery.attempt == 1 and receipts.RESENT not in delivery.headers
+        if only_copy and not others and asyncio.get_running_loop().time() >= self._acquainted_at:
             return True
         if inbox == self.topic:
             return self.outbox.claim(*key, self._replica)

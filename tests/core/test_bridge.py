@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from praval import Outcome, Reason, Reef, Spore, agent, astart_agents, broadcast, configure
+from praval.core import inbox
 from praval.core.session import run_tree
 from praval.core.spore import SporeType
 from praval.core.transport import Delivery, MessageTransport, transport_connection
@@ -327,8 +328,11 @@ async def test_what_a_closing_host_had_not_handled_is_handled_elsewhere(url: str
     assert {attempt for _, _, attempt in handled} == {2}
 
 
-async def test_the_input_is_acknowledged_after_what_was_emitted_is_confirmed(url: str) -> None:
+async def test_the_input_is_acknowledged_after_what_was_emitted_is_confirmed(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without a journal: until the broker has the emission, the input must come again."""
+    monkeypatch.setattr(inbox, "ACQUAINTANCE", 0)  # it claims nothing: it cannot ask
 
     @agent("relay", responds_to=["in"])
     async def relay(spore: Spore) -> None:
@@ -350,9 +354,10 @@ async def test_the_input_is_acknowledged_after_what_was_emitted_is_confirmed(url
 
 
 async def test_with_a_journal_the_input_is_acknowledged_once_the_outbox_has_the_emission(
-    url: str, tmp_path: Path
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The broker may be away meanwhile: what was emitted goes out later, or after a restart."""
+    monkeypatch.setattr(inbox, "ACQUAINTANCE", 0)  # it claims nothing: it cannot ask
 
     @agent("relay", responds_to=["in"])
     async def relay(spore: Spore) -> None:

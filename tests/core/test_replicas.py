@@ -14,7 +14,7 @@ import pytest
 
 from praval import Reason, Reef, Spore, agent
 from praval.core import bridge as bridge_module
-from praval.core import claims, receipts
+from praval.core import claims, inbox, receipts
 from praval.core import outbox as outbox_module
 from praval.core.agent import AgentDefinition
 from praval.core.claims import ClaimDesk
@@ -250,6 +250,7 @@ async def test_receipts_outlast_a_broker_that_is_away_for_long(
 ) -> None:
     """How long they are tried again counts from when there is one."""
     monkeypatch.setattr(receipts, "PATIENCE", 0.6)
+    monkeypatch.setattr(inbox, "ACQUAINTANCE", 0)  # it claims nothing: it cannot ask
     heard: list[Any] = []
     async with (
         broken(url) as transport,
@@ -397,6 +398,28 @@ async def test_what_a_sender_left_behind_is_handled_at_once(
                 await sender.send("worker", {"n": n})
         gate.set()
         await until(lambda: len(handled) == SPORES, "all were handled")
+
+
+async def test_a_replica_that_knows_of_no_other_yet_claims(url: str) -> None:
+    """When it starts it has heard of nobody, and a copy may go to one of those."""
+    started, gate = asyncio.Event(), asyncio.Event()
+
+    @agent("worker")
+    async def worker(spore: Spore) -> None:
+        started.set()
+        await gate.wait()
+
+    async with (
+        Reef(transport=url, settings=quick(receipt="receiver", resend_after=60)) as sender,
+        Reef(worker, transport=url),
+    ):
+        await until(sender.agents, "the replica is known")
+        await sender.send("worker", {"n": 1})
+        await started.wait()
+        (parcel,) = sender.bridge.outbox._parcels.values()  # type: ignore[union-attr]
+        assert parcel.claims, "before it was handled"
+        gate.set()
+        await sender.wait_idle(5)
 
 
 async def test_who_is_only_cut_off_is_asked_on(monkeypatch: pytest.MonkeyPatch) -> None:
