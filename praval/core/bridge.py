@@ -332,7 +332,7 @@ class Bridge:
 
     def unknown_agent(self, name: str) -> UnknownAgentError:
         """Make the error for a receiver that no host has."""
-        known = sorted({*self._reef.runners, *self.presence.names()})
+        known = sorted({*self._reef.runners, *self.presence.names()} - {name})
         return UnknownAgentError(
             f"No agent {name!r} on any host of namespace {self._reef.namespace!r}."
             f"{near(name, known)} Known: {', '.join(known) or 'none'}."

@@ -8,10 +8,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import msgspec
+
 from praval.core.key_box import BoxKey
 from praval.core.key_files import write_private
 from praval.core.key_store import KeyStore
-from praval.core.lifetimes import DEFAULT, Lifetimes
+from praval.core.lifetimes import DEFAULT
 from praval.core.stored_keys import backup
 from praval.errors import ConfigurationError
 from praval.settings import Settings
@@ -27,26 +29,13 @@ def open_configured(settings: Settings, now: int) -> KeyStore:
         KeyringError, PassphraseError: the store cannot be opened, or a backup not be written.
     """
     wanted = settings.secure_spores
-    folder = (
-        Path(wanted.keys_path).expanduser() if wanted.keys_path else settings.data_path / "keys"
-    )
-    passphrase = _passphrase(PASSPHRASE, f"secure_spores.enabled: the passphrase of {folder}")
-    lifetimes = _lifetimes(round(wanted.key_rotation_interval * 1000))
+    passphrase = _passphrase(PASSPHRASE, "secure_spores.enabled: the passphrase of the keys")
+    rotation = round(wanted.key_rotation_interval * 1000)
+    lifetimes = msgspec.structs.replace(DEFAULT, rotation=rotation)
     store = KeyStore.open(settings.keys_store, passphrase, now=now, lifetimes=lifetimes)
     if wanted.key_backup_enabled:
         _back_up(store, wanted.key_backup_path)
     return store
-
-
-def _lifetimes(rotation: int) -> Lifetimes:
-    """Return the default lifetimes with another rotation."""
-    return Lifetimes(
-        max_ttl=DEFAULT.max_ttl,
-        skew=DEFAULT.skew,
-        rotation=rotation,
-        card=DEFAULT.card,
-        renewal=DEFAULT.renewal,
-    )
 
 
 def _back_up(store: KeyStore, path: str | None) -> None:

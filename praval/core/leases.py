@@ -19,19 +19,27 @@ log = logging.getLogger("praval.replay")
 class Leases:
     """Takes them, keeps them while a handler runs, gives them up. Used on the Reef's loop only."""
 
-    def __init__(self, memory: ReplayCaller, renewal: float, now: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        memory: ReplayCaller,
+        renewal: float,
+        now: Callable[[], int],
+        committed: Callable[[SealedInbound], None],
+    ) -> None:
         """Make one.
 
         Args:
             memory: where they are written.
             renewal: seconds after which they are renewed, a part of what they last.
             now: UTC milliseconds.
+            committed: called with each spore that is done with, whoever waits for it or not.
         """
         self.at_work: dict[Key, SealedInbound] = {}
         """What is ours."""
         self._memory = memory
         self._renewal = renewal
         self._now = now
+        self._committed = committed
         self._rounds: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -77,7 +85,9 @@ class Leases:
         return inbound
 
     def _over(self, key: Key) -> None:
-        self.at_work.pop(key, None)
+        inbound = self.at_work.pop(key, None)
+        if inbound is not None and inbound.is_committed:
+            self._committed(inbound)
 
     def _left_behind(self, key: Key, beginning: asyncio.Future[Begun]) -> None:
         """A lease was taken that nobody here went on with."""

@@ -73,7 +73,7 @@ class SealedBridge(Bridge):
             self.keeper.keyring, join(reef.namespace, INBOX), settings, self.events, reef.clock
         )
         self._writer = self.keeper.replay_caller(settings.lease)
-        self._leases = Leases(self._writer, settings.lease / 3, self.sealer.now)
+        self._leases = Leases(self._writer, settings.lease / 3, self.sealer.now, self._done_with)
         super().__init__(reef, transport)
         self.care = KeyCare(self.keeper, self.sealer, self.cards, self._writer)
         self._gate = Gate(reef.books, self.keeper, self.sealer, cards=self.cards, care=self.care)
@@ -236,7 +236,6 @@ class SealedBridge(Bridge):
             if runner.gone is None:  # its handler has cancelled its own task
                 self._attempts[journal_id(key), runner.name] = posted.attempt
             raise GiveBack
-        self._audit(inbound.committed, arrival.opened.message, runner.name)
         self._sealed_inbox.owe(arrival, inbound.committed, runner.name)
 
     async def _until_over(self, inbound: SealedInbound) -> None:
@@ -326,6 +325,9 @@ class SealedBridge(Bridge):
         if runner is not None and runner in self._agents:
             leaving = self._reef.loop.create_task(self._leave(runner))
             leaving.add_done_callback(_seen)
+
+    def _done_with(self, inbound: SealedInbound) -> None:
+        self._audit(inbound.committed, inbound.arrival.opened.message, inbound.key.receiver)
 
     def _audit(self, what: str, message: Message, agent: str | None = None) -> None:
         if self.auditor is not None:

@@ -29,7 +29,7 @@ class SealedInbound(Inbound):
     of them has the spore come again, and the journal or the replay memory knows it.
     """
 
-    __slots__ = ("_failure", "_over", "_writer", "arrival", "fence", "key")
+    __slots__ = ("_failure", "_over", "_writer", "arrival", "fence", "is_committed", "key")
 
     def __init__(
         self,
@@ -49,6 +49,8 @@ class SealedInbound(Inbound):
         self._writer = writer
         self._over = over
         self._failure: BaseException | None = None
+        self.is_committed = False
+        """Whether its end is in the replay memory."""
 
     @property
     def sender(self) -> str:
@@ -118,6 +120,7 @@ class SealedInbound(Inbound):
         error = commit.exception()
         if isinstance(error, PravalError):
             self._failure = error
+        self.is_committed = error is None
         self._end()
 
     def _end(self) -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,17 +13,14 @@ from praval import Reef
 from praval.core.certificates import sign_status
 from praval.core.sealed_bridge import SealedBridge
 from praval.errors import RequestFailedError, RequestTimeoutError
+from tests.cli.commands import Ended, praval
 from tests.core.hosts import listener, until
 from tests.core.sealed_hosts import Root, brisk
 from tests.servers import Redis
 
 
-def publish(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "praval.cli", "keys", "publish", *arguments],
-        env={**os.environ, "PRAVAL_TRANSPORT": url},
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+def publish(url: str, *arguments: str) -> Ended:
+    return praval("keys", "publish", *arguments, PRAVAL_TRANSPORT=url)
 
 
 def status_of(root: Root, name: str, folder: Path) -> Path:
@@ -55,7 +49,7 @@ async def test_a_published_revocation_silences_its_owner(
         await mole.wait_idle(20)
         file = await asyncio.to_thread(status_of, root, "@mole", tmp_path)
         told = await asyncio.to_thread(publish, url, str(file), "--namespace", "revoked")
-        assert (told.returncode, told.stderr) == (0, "")
+        assert (told.code, told.errors) == (0, "")
         assert isinstance(reef.bridge, SealedBridge)
         directory = reef.bridge.keeper.keyring.directory
         await until(lambda: directory._revoked, "it was heard")
@@ -72,20 +66,15 @@ def test_what_is_neither_a_status_list_nor_a_card_is_refused(
     file = tmp_path / "file"
     file.write_bytes(content)
     done = publish(f"{redis_server.url}?ca_cert={redis_server.pki.ca}", str(file))
-    assert done.returncode == 2
-    assert done.stderr.startswith("praval keys: ")
-    assert "Traceback" not in done.stderr
+    assert done.code == 2
+    assert done.errors.startswith("praval keys: ")
+    assert "Traceback" not in done.errors
 
 
 def test_without_a_broker_it_says_how_to_name_one(tmp_path: Path) -> None:
     """Like the other commands."""
-    file = status_of_nobody(tmp_path)
-    done = publish("", str(file))
-    assert done.returncode == 2
-    assert "Which broker?" in done.stderr
-
-
-def status_of_nobody(folder: Path) -> Path:
     root = Root()
     root.keyring("a")
-    return status_of(root, "a", folder)
+    done = publish("", str(status_of(root, "a", tmp_path)))
+    assert done.code == 2
+    assert "Which broker?" in done.errors

@@ -16,6 +16,9 @@ from praval.settings import Settings, merge
 from praval_transports import local
 from praval_transports.local import LocalTransport
 
+PATIENCE = 30.0
+"""Seconds after which what never came is a failure."""
+
 
 def quick(**changes: Any) -> Settings:
     """Settings with short waits."""
@@ -25,7 +28,7 @@ def quick(**changes: Any) -> Settings:
 async def until(holds: Callable[[], object], what: str) -> None:
     """Wait until something is true."""
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             while not holds():  # noqa: ASYNC110 - what is waited for has no event
                 await asyncio.sleep(0.002)
     except TimeoutError:

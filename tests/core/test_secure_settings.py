@@ -132,6 +132,34 @@ async def test_the_audit_log_has_every_message_and_no_content(
     assert (b"worker_channel" in raw) is not encrypted
 
 
+async def test_the_audit_log_has_the_end_of_a_spore_once(url: str, tmp_path: Path) -> None:
+    """However many copies of it wait for that."""
+    log = {"enabled": True, "log_all_messages": True, "log_path": str(tmp_path / "audit")}
+    configure({"audit": log})
+    keyring, started, gate = Keyring(), asyncio.Event(), asyncio.Event()
+
+    @agent("worker")
+    async def worker(spore: Spore) -> None:
+        started.set()
+        await gate.wait()
+
+    async with (
+        outsider(url) as attacker,
+        Reef(worker, transport=url, security=keyring) as reef,
+    ):
+        await reef.send("worker", {"n": 1})
+        await started.wait()
+        await until(lambda: attacker.on("worker_channel"), "it was overheard")
+        for _ in range(3):
+            await attacker.publish("praval.worker_channel", attacker.on("worker_channel")[0])
+        await until(lambda: reef.ledger().duplicate == 3, "the copies wait")
+        gate.set()
+        await reef.wait_idle(5)
+    records = await asyncio.to_thread(audited, tmp_path / "audit" / "praval", keyring.audit_key)
+    events = [record["event"] for record in records]
+    assert (events.count("received"), events.count("handled")) == (1, 1)
+
+
 async def test_without_log_all_messages_only_what_was_noticed_is_written(
     url: str, tmp_path: Path
 ) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from itertools import count
 from typing import Any
@@ -19,6 +19,7 @@ from praval import Reef, Spore, agent
 from praval.core.transport import Delivery, MessageTransport
 from praval.errors import TransportError
 from praval.testing.transports import Network, Proxy
+from tests.core.hosts import until
 from tests.transports.harnesses import HARNESSES, Mortals, ServerHarness
 
 SOON = 10.0
@@ -72,15 +73,6 @@ def way(
 ) -> AbstractAsyncContextManager[Network]:
     """How the server falls silent."""
     return StoppedServer(harness) if request.param == "stopped" else harness.network()
-
-
-async def until(holds: Callable[[], object], what: str) -> None:
-    try:
-        async with asyncio.timeout(30):
-            while not holds():  # noqa: ASYNC110 - what is waited for has no event
-                await asyncio.sleep(0.01)
-    except TimeoutError:
-        pytest.fail(f"never happened: {what}")
 
 
 async def soon(work: Coroutine[Any, Any, Any]) -> None:

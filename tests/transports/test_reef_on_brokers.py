@@ -6,7 +6,6 @@ Each host is a Reef of its own with connections of its own, over TLS with verifi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from itertools import count
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 from praval import Reef, Spore, agent, astart_agents, configure
 from praval.errors import RequestFailedError, RequestTimeoutError, UnknownAgentError
 from praval.settings import Settings, merge
+from tests.core.hosts import until
 from tests.servers import Server
 from tests.transports import teams
 
@@ -59,16 +59,6 @@ def namespace() -> str:
     teams.DIGESTED.clear()
     teams.AUDITED.clear()
     return f"n{next(_numbers)}"
-
-
-async def until(holds: Callable[[], object], what: str) -> None:
-    """Wait until something is true."""
-    try:
-        async with asyncio.timeout(20):
-            while not holds():  # noqa: ASYNC110 - what is waited for has no event
-                await asyncio.sleep(0.005)
-    except TimeoutError:
-        pytest.fail(f"never happened: {what}")
 
 
 def patient() -> Settings:

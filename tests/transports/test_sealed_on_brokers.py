@@ -13,9 +13,10 @@ from praval.core.keys import Keyring
 from praval.core.sealed_bridge import SealedBridge
 from praval.core.transport import Delivery, MessageTransport, TransportFactory
 from praval.errors import RequestFailedError, RequestTimeoutError
+from tests.core.hosts import until
 from tests.core.sealed_hosts import CANARY, Root, brisk, reopened, stored
 from tests.transports import teams
-from tests.transports.test_reef_on_brokers import Config, config, namespace, until
+from tests.transports.test_reef_on_brokers import Config, config, namespace
 
 __all__ = ["config", "namespace"]
 
