@@ -203,8 +203,10 @@ class CardChannel:
             self._take_again(name, data, delivery.headers)
             return
         now = self._sealer.now()
-        if not self._bucket.take(now, 0):
-            return  # a flood; cards are said again
+        if not self._bucket.take(now, 0):  # cards are said again, and status lists told to who asks
+            flood = CardError("Too much was refused on it lately.", SealCode.RATE_LIMITED)
+            self._report(flood, len(data))
+            return
         try:
             heard = await self._hear(data, now)
         except CardError as error:

@@ -14,7 +14,7 @@ from queue import SimpleQueue
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 from praval.core.replay import Replay
-from praval.errors import ReplayError
+from praval.errors import ReplayError, SealCode
 
 log = logging.getLogger("praval.replay")
 
@@ -152,7 +152,9 @@ class ReplayWriter:
                 return [_answer(replay, work) for work in works]
         except Exception as error:  # noqa: BLE001 - whatever went wrong, each caller is told
             log.error("%d calls to the replay memory failed: %s", len(works), error)
-            failure = ReplayError(f"The replay memory could not be written: {error}.")
+            code = error.code if isinstance(error, ReplayError) else SealCode.RATE_LIMITED
+            why = str(error).rstrip(".")
+            failure = ReplayError(f"The replay memory could not be written: {why}.", code)
             failure.__cause__ = error
             return [failure] * len(works)
 

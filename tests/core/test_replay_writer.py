@@ -24,6 +24,7 @@ class Watched(Replay):
 
     transactions = 0
     broken = False
+    lost: ReplayError | None = None
 
     @contextmanager
     def batch(self) -> Iterator[None]:
@@ -32,6 +33,8 @@ class Watched(Replay):
             yield
             if self.broken:
                 raise OSError("disk full")
+            if self.lost is not None:
+                raise self.lost
 
 
 @asynccontextmanager
@@ -121,3 +124,17 @@ async def test_a_memory_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
     with pytest.raises(ReplayError, match="other keys"):
         await writer.open(make, lambda: None)
     await writer.aclose()
+
+
+async def test_why_the_memory_cannot_be_used_is_told_with_its_code(folder: Path) -> None:
+    """A memory that was set back is no disk that is full: the one is for a human to look at."""
+    async with opened(folder) as (writer, replay):
+        replay.lost = ReplayError("It was set back.", SealCode.REPLAY)
+        with pytest.raises(ReplayError, match="could not be written: It was set back") as told:
+            await writer.call(begin(1))
+        assert told.value.code is SealCode.REPLAY
+        replay.lost, replay.broken = None, True
+        with pytest.raises(ReplayError, match="disk full") as told:
+            await writer.call(begin(1))
+        assert told.value.code is SealCode.RATE_LIMITED
+        replay.broken = False

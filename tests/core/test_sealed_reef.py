@@ -577,6 +577,19 @@ async def test_a_peer_that_sends_too_much_is_slowed_down(url: str) -> None:
     assert sorted(heard) == [("a", n) for n in range(10)]
 
 
+async def test_what_a_flood_on_the_channel_of_keys_keeps_out_is_counted(url: str) -> None:
+    """Nothing more is looked at for a while, and nothing passes uncounted."""
+    async with (
+        outsider(url) as attacker,
+        Reef(deaf("a"), transport=url, security=Keyring()) as reef,
+    ):
+        for n in range(300):
+            await attacker.publish("praval.@keys", b"junk %d" % n)
+        await until(lambda: sum(refused(reef).values()) == 300, "all were counted")
+        assert refused(reef)["rate_limited"] > 50
+        assert refused(reef)["malformed"] > 100
+
+
 async def test_a_security_alert_reaches_the_agent_that_asks_for_it(url: str) -> None:
     root, alerts = Root(), list[dict[str, Any]]()
 
